@@ -1,0 +1,244 @@
+"""Next-token distributions from one tokenizer's rows to another's, at the bytes where both have read the same text.
+
+Row t is the distribution after t tokens, so a text of T tokens has T + 1 rows and the last one predicts its end. Linear
+in rows x slots, arrays only. Runs no model and encodes no text (but a remainder that a VocabMap sees for the first time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from consort.align.vocab_map import TAIL
+
+if TYPE_CHECKING:
+    from consort.align.byte_spans import Spans
+    from consort.align.vocab_map import VocabMap
+    from consort.types import FloatArray, IntArray
+
+
+_BLOCK_ROWS = 256  # the arrays of a block stay in the cache, and the allocator keeps their pages
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Distributions cut to K tokens: sum(probs) + rest is 1 where `mask` is True. An unused slot has id 0, probability 0."""
+
+    ids: IntArray  # [R, K]
+    probs: FloatArray  # [R, K]
+    rest: FloatArray  # [R]
+    mask: np.ndarray[tuple[int], np.dtype[np.bool_]]  # [R]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedRows:
+    """Pairs of rows after which both tokenizers have read the same bytes, in order."""
+
+    source: IntArray
+    target: IntArray
+
+
+def align_rows(source: Spans, target: Spans) -> AlignedRows:
+    """Every shared cut of two tokenizations of one text, the beginning and the end among them."""
+    rows, wanted = _lay_out([source], [target])
+    found = _rows_at(rows, wanted)[0][wanted.position]
+    shared = np.flatnonzero(wanted.cut & (found >= 0))
+    return AlignedRows(found[shared], shared)
+
+
+def chunk_log_likelihoods(
+    aligned: AlignedRows, source_logprobs: FloatArray, target_logprobs: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Log-likelihood of the text between neighbouring shared cuts, under both models, by the chain rule.
+
+    `*_logprobs[t]` is the log-probability of token t given those before it; both results have one entry per chunk.
+    """
+    source, target = (
+        np.append(0.0, np.cumsum(logprobs, dtype=np.float64))
+        for logprobs in (source_logprobs, target_logprobs)
+    )
+    return np.diff(source[aligned.source]), np.diff(target[aligned.target])
+
+
+def transfer(
+    teacher: SparseRows, source: Spans, target: Spans, mapping: VocabMap, *, condition: bool = True
+) -> SparseRows:
+    """The teacher's rows over the student's tokens, one row for each of the student's; `transfer_batch` of one text."""
+    return transfer_batch(teacher, [source], [target], mapping, condition=condition)
+
+
+def transfer_batch(
+    teacher: SparseRows,
+    sources: Sequence[Spans],
+    targets: Sequence[Spans],
+    mapping: VocabMap,
+    *,
+    condition: bool = True,
+) -> SparseRows:
+    """Rows of several texts one after the other, T + 1 for each, carried from the teacher's tokens to the student's.
+
+    At a shared cut the teacher's actual token becomes the student's actual token and the others follow the map; masses
+    that meet are added. `condition` also fills the student's cuts inside a teacher's token: of the teacher's last row,
+    the tokens that begin with the bytes read since, renormalised. The mass beyond the K tokens keeps its share there.
+    """
+    rows, wanted = _lay_out(sources, targets)
+    assert len(teacher.ids) == len(rows.position), "one teacher row more than it has tokens, for each text"
+    first_at, last_at = _rows_at(rows, wanted)
+    row_U = first_at[wanted.position]
+    before_U = last_at[wanted.position]
+    end_U = rows.position.take(before_U + 1, mode="clip")  # where the token after that row ends
+    inside_U = (row_U < 0) & (rows.start[before_U] < wanted.position) & (wanted.position < end_U)
+    inside_U &= condition & (rows.added[before_U] >= 0)
+    result = _nothing(len(wanted.position), teacher.ids.shape[1])
+    for carry, chosen_U, source_U in ((_carry_shared, row_U >= 0, row_U), (_carry_inside, inside_U, before_U)):
+        used = np.flatnonzero(chosen_U & wanted.cut & teacher.mask[source_U])
+        for first in range(0, len(used), _BLOCK_ROWS):
+            target_rows = used[first : first + _BLOCK_ROWS]
+            carry(teacher, source_U[target_rows], target_rows, rows, wanted, mapping, result)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of some texts in one line of bytes: where each stands, and the token that comes next."""
+
+    position: IntArray
+    token: IntArray  # -1 at the end of a text
+    start: IntArray
+    added: IntArray
+    cut: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows, _Rows]:
+    """Both sides in one line of bytes. The end of a text has a place of its own, behind the last byte."""
+    ends = [
+        1 + max(int(side.ends[-1]) if len(side.ends) else 0 for side in pair)
+        for pair in zip(sources, targets, strict=True)
+    ]
+    bases = np.cumsum([0, *(end + 1 for end in ends)]).tolist()
+    return _line(sources, bases, ends), _line(targets, bases, ends)
+
+
+def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> _Rows:
+    count = sum(len(text.ids) + 1 for text in texts)
+    position, start = np.empty(count, np.int64), np.empty(count, np.int64)
+    token, added = np.full(count, -1, np.int32), np.zeros(count, np.int32)
+    row = 0
+    for text, base, length in zip(texts, bases, ends, strict=False):
+        last = row + len(text.ids)
+        position[row] = base
+        np.add(text.ends, base, out=position[row + 1 : last + 1])
+        np.add(text.starts, base, out=start[row:last])
+        position[last] = start[last] = base + length
+        token[row:last], added[row:last] = text.ids, text.added
+        row = last + 1
+    cut = position <= start  # nothing of the next token is read: false inside an indivisible piece
+    cuts = np.flatnonzero(cut)
+    cut[cuts[1:][np.diff(position[cuts]) == 0]] = False  # a token that read no byte: the row before it stands there
+    return _Rows(position, token, start, added, cut)
+
+
+def _rows_at(rows: _Rows, wanted: _Rows) -> tuple[IntArray, IntArray]:
+    """For each byte of the line: the row that cuts there (-1: none), and the last row that cuts there or before."""
+    at = np.full(int(wanted.position[-1]) + 1, -1, np.int64)
+    cuts = np.flatnonzero(rows.cut)
+    at[rows.position[cuts]] = cuts
+    return at, np.maximum.accumulate(at)
+
+
+def _nothing(num_rows: int, num_slots: int) -> SparseRows:
+    """Rows without a teacher: masked, with all their mass in the rest."""
+    ids, probs = np.zeros((num_rows, num_slots), np.int32), np.zeros((num_rows, num_slots), np.float32)
+    return SparseRows(ids, probs, np.ones(num_rows, np.float32), np.zeros(num_rows, bool))
+
+
+def _carry_shared(
+    teacher: SparseRows,
+    source_P: IntArray,
+    target_P: IntArray,
+    rows: _Rows,
+    wanted: _Rows,
+    mapping: VocabMap,
+    result: SparseRows,
+) -> None:
+    """At shared cuts: the actual token to the actual token, the others through the map."""
+    ids_PK, probs_PK = teacher.ids.take(source_P, axis=0), teacher.probs.take(source_P, axis=0)
+    mapped_PK = mapping.target_ids.take(ids_PK, mode="clip")
+    # where only one side puts a space that is not in the text, the other's tokens lose it or gain it
+    read_P, added_P = np.maximum(rows.added[source_P], 0), np.maximum(wanted.added[target_P], 0)
+    if len(uneven := np.flatnonzero(read_P != added_P)):
+        ids_DK = ids_PK[uneven]
+        read_DK = np.where(mapping.opens_word.take(ids_DK, mode="clip"), read_P[uneven, None], 0)
+        mapped_PK[uneven] = mapping.remainders(ids_DK, read_DK, added_P[uneven, None])
+    # an unknown token stands for many texts, so its mass says nothing of this one
+    actual_P, gold_P = rows.token[source_P], wanted.token[target_P]
+    known_P = (mapping.lengths.take(actual_P, mode="clip") > 0) & (gold_P >= 0)
+    _put_actual(mapped_PK, ids_PK, np.where(known_P, actual_P, -1), gold_P)
+    _settle(mapped_PK, probs_PK, target_P, result)
+
+
+def _settle(ids_PK: IntArray, probs_PK: FloatArray, target_P: IntArray, result: SparseRows) -> None:
+    """Adds what meets and writes the rows; what is missing to 1 is the rest."""
+    _merge(ids_PK, probs_PK)
+    slots = ids_PK.shape[1]
+    result.ids[target_P, :slots], result.probs[target_P, :slots] = ids_PK, probs_PK
+    result.rest[target_P] = np.maximum(1.0 - np.einsum("pk->p", probs_PK), 0.0)
+    result.mask[target_P] = True
+
+
+def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
+    """In place: equal ids of a row become one slot with their sum; the tail's slots and the emptied ones, unused."""
+    slots = ids_PK.shape[1]
+    bits = (slots - 1).bit_length()
+    assert bits + int(ids_PK.max(initial=0)).bit_length() < 32, "a token id and a slot fit into one 32-bit number"
+    # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.
+    keys_PK = ids_PK.view(np.uint32) << np.uint32(bits)
+    keys_PK |= np.arange(slots, dtype=np.uint32)
+    keys_PK.sort(axis=1)
+    keys, ids, probs = keys_PK.reshape(-1), ids_PK.reshape(-1), probs_PK.reshape(-1)
+    alike = (keys[1:] ^ keys[:-1]) < np.uint32(1 << bits)
+    alike &= keys[1:] < np.uint32(1 << 31)  # the tail's need not meet
+    alike[slots - 1 :: slots] = False  # the last of a row and the first of the next
+    if len(again := np.flatnonzero(alike)):
+        row_begins, slot_mask = again - again % slots, np.uint32((1 << bits) - 1)
+        later = row_begins + (keys.take(again + 1) & slot_mask)
+        runs = np.flatnonzero(np.append(True, np.diff(again) != 1))
+        first = (row_begins + (keys.take(again) & slot_mask)).take(runs)
+        probs[first] += np.add.reduceat(probs.take(later), runs)
+        probs[later] = 0.0
+    probs *= ids >= 0
+    ids *= probs > 0
+
+
+def _carry_inside(
+    teacher: SparseRows,
+    source_Q: IntArray,
+    target_Q: IntArray,
+    rows: _Rows,
+    wanted: _Rows,
+    mapping: VocabMap,
+    result: SparseRows,
+) -> None:
+    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
+    ids_QK, probs_QK = teacher.ids.take(source_Q, axis=0), teacher.probs.take(source_Q, axis=0)
+    actual_Q = rows.token[source_Q]
+    read_Q = rows.added[source_Q] + (wanted.position[target_Q] - rows.start[source_Q]).astype(np.int32)
+    # 1) keep the tokens that begin like the actual one, and what they had
+    begins_QK = mapping.begin_alike(ids_QK, actual_Q, read_Q)
+    probs_QK *= begins_QK
+    total_Q = np.einsum("qk->q", probs_QK)
+    probs_QK *= ((1.0 - teacher.rest[source_Q]) / np.where(total_Q > 0, total_Q, 1.0))[:, None]
+    # 2) what follows in the target's own tokens; the actual token continues with the actual one
+    added_Q = np.maximum(wanted.added[target_Q], 0)
+    mapped_QK = mapping.remainders(ids_QK, read_Q[:, None], added_Q[:, None], where=begins_QK)
+    _put_actual(mapped_QK, ids_QK, actual_Q, wanted.token[target_Q])
+    seen = np.flatnonzero(total_Q > 0)
+    _settle(mapped_QK[seen], probs_QK[seen], target_Q[seen], result)
+
+
+def _put_actual(mapped_PK: IntArray, ids_PK: IntArray, actual_P: IntArray, gold_P: IntArray) -> None:
+    actual = np.flatnonzero(ids_PK == actual_P[:, None])
+    mapped_PK.reshape(-1)[actual] = gold_P[actual // ids_PK.shape[1]]

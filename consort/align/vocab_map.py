@@ -1,0 +1,203 @@
+"""From the tokens of one vocabulary to those of another: the first token of the target's own encoding of the same bytes.
+
+Never the longest matching token: BPE does not cut by longest match, and a student taught so stops writing its own words.
+What cannot be decoded, or would be cut elsewhere, maps to TAIL. Knows no text and no position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from consort.align.vocabulary import Vocabulary
+    from consort.types import IntArray
+
+    BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+TAIL = -1  # the target has no token for it: the mass joins `rest`
+_UNKNOWN = -2  # not looked up yet
+_FORMAT = 1  # of the cached files
+
+
+@dataclass(frozen=True, eq=False)
+class VocabMap:
+    """Where each token of `source` goes in `target`: `target_ids[id]`, TAIL for nowhere and for ids beyond the source.
+
+    `remainders` answers for the end of a token whose beginning was read; it learns as it is asked.
+    """
+
+    source: Vocabulary = field(repr=False)
+    target: Vocabulary = field(repr=False)
+    target_ids: IntArray
+    lengths: IntArray = field(repr=False)  # bytes of each source token, 0 for ids beyond the source
+    heads: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(repr=False)  # first 8 bytes, the first one on top
+    has_nul: BoolArray = field(repr=False)
+    opens_word: BoolArray = field(repr=False)  # begins with a space
+    _offsets: IntArray = field(repr=False)
+    _known: IntArray = field(repr=False)  # [offset of token + bytes read], once without and once with a space before
+
+    def begin_alike(self, ids_QK: IntArray, actual_Q: IntArray, bytes_Q: IntArray) -> BoolArray:
+        """Which tokens begin with the first `bytes_Q` bytes of the actual token of their row."""
+        shift_Q = (8 * (8 - np.minimum(bytes_Q, 8))).astype(np.uint64)
+        wanted_Q = self.heads[actual_Q] >> shift_Q
+        alike_QK = self.heads.take(ids_QK, mode="clip") >> shift_Q[:, None] == wanted_Q[:, None]
+        # more than 8 bytes, or NUL bytes that look like the end of a short token: few rows, compared one by one
+        pieces = self.source.token_bytes
+        for row in np.flatnonzero((bytes_Q > 8) | (self.has_nul[actual_Q])).tolist():
+            begin = (pieces[actual_Q[row]] or b"")[: bytes_Q[row]]
+            slots = np.flatnonzero(alike_QK[row])
+            alike_QK[row, slots] = [
+                index < len(pieces) and (pieces[index] or b"").startswith(begin) for index in ids_QK[row, slots].tolist()
+            ]
+        return alike_QK
+
+    def remainders(
+        self, ids: IntArray, bytes_read: IntArray, added: IntArray, *, where: BoolArray | None = None
+    ) -> IntArray:
+        """First target token of what is left of each token after `bytes_read`, behind a space where `added` is 1.
+
+        Where `where` is False it is TAIL, and the token may be shorter than that.
+        """
+        size = len(self._known) // 2
+        places = self._offsets.take(ids, mode="clip")
+        places += bytes_read + np.where(added > 0, np.int32(size), np.int32(0))
+        if where is not None:
+            places *= where  # place 0 holds TAIL
+        found: IntArray = self._known.take(places, mode="clip")
+        if (missing := found == _UNKNOWN).any():
+            wanted = np.unique(places[missing])
+            tokens = np.searchsorted(self._offsets, wanted % size, side="right") - 1
+            self._known[wanted] = self._look_up(tokens, wanted % size - self._offsets[tokens], wanted >= size)
+            found = self._known.take(places)
+        return found
+
+    def _look_up(self, ids: IntArray, bytes_read: IntArray, spaced: IntArray) -> IntArray:
+        rests = [
+            (self.source.token_bytes[index] or b"")[read:]
+            for index, read in zip(ids.tolist(), bytes_read.tolist(), strict=True)
+        ]
+        found = own_first_tokens([b" " * space + rest for space, rest in zip(spaced.tolist(), rests, strict=True)], self.target)
+        # a target that writes no space before this text (a comma after a bracket) is asked for the text alone
+        again = np.flatnonzero((found == TAIL) & spaced)
+        found[again] = own_first_tokens([rests[index] for index in again], self.target)
+        return found
+
+
+def vocab_map(source: Vocabulary, target: Vocabulary) -> VocabMap:
+    """The map from `source` to `target`, from memory, from disk ($CONSORT_CACHE or ~/.cache/consort), or made now.
+
+    Equal vocabularies map to themselves. The end of text maps to the end of text.
+    """
+    return _cached_map(_Pair(source, target))
+
+
+def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
+    """First token of the target's own encoding of each text, TAIL where that token does not begin the text."""
+    found = np.full(len(texts), TAIL, np.int32)
+    readable = [(index, text) for index, raw in enumerate(texts) if (text := _decoded(raw))]
+    firsts = target.first_tokens([text for _, text in readable])
+    refused = []
+    for (index, text), first in zip(readable, firsts, strict=True):
+        if first is not None and _begins(texts[index], text, first, target):
+            found[index] = first
+        else:
+            refused.append((index, text, first))
+    # asked again as the beginning of a text, where the target reads " word" as its first word
+    beginnings = target.first_tokens([text for _, text, _ in refused], beginning=True)
+    for (index, text, inside), first in zip(refused, beginnings, strict=True):
+        # the same token twice: the target writes it with or without a space before it, as WordPiece does a comma
+        if first is not None and target.token_bytes[first] and (
+            first == inside or _begins(texts[index], text, first, target)
+        ):
+            found[index] = first
+    return found
+
+
+def _begins(raw: bytes, text: str, first: int, target: Vocabulary) -> bool:
+    piece = target.token_bytes[first]
+    return bool(piece) and (raw.startswith(piece) or target.normalise(text).encode().startswith(piece))
+
+
+def _decoded(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two vocabularies, compared by what is in them."""
+
+    source: Vocabulary = field(compare=False)
+    target: Vocabulary = field(compare=False)
+    hashes: tuple[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hashes", (self.source.sha256, self.target.sha256))
+
+
+@lru_cache(maxsize=64)
+def _cached_map(pair: _Pair) -> VocabMap:
+    source, target = pair.source, pair.target
+    path = _cache_folder() / f"{source.sha256[:24]}-{target.sha256[:24]}-{_FORMAT}.npy"
+    target_ids = _load(path, size=source.size + 1, target_size=target.size)
+    if target_ids is None:
+        target_ids = _made(source, target)
+        _store(path, target_ids)
+    lengths = source.lengths
+    heads = [int.from_bytes((piece or b"")[:8].ljust(8, b"\0"), "big") for piece in source.token_bytes]
+    offsets = np.cumsum(np.append(1, lengths[:-1] + 1), dtype=np.int32)
+    known = np.full((2, int(offsets[-1]) + 1), _UNKNOWN, np.int32)
+    known[:, 0] = TAIL
+    known[:, offsets + lengths] = TAIL  # nothing is left of the token
+    known[0, offsets] = target_ids
+    known[1, offsets[lengths == 0]] = target_ids[lengths == 0]  # the end of text, with a space before it or none
+    has_nul = np.array([*(b"\0" in (piece or b"") for piece in source.token_bytes), False])
+    heads_V = np.array([*heads, 0], np.uint64)
+    opens_word = heads_V >> np.uint64(56) == ord(" ")
+    return VocabMap(
+        source, target, target_ids, lengths, heads_V, has_nul, opens_word, offsets, known.reshape(-1)
+    )
+
+
+def _made(source: Vocabulary, target: Vocabulary) -> IntArray:
+    if source.sha256 == target.sha256:
+        return np.append(np.arange(source.size, dtype=np.int32), np.int32(TAIL))
+    found = own_first_tokens([piece or b"" for piece in source.token_bytes] + [b""], target)
+    if source.eos_id is not None and target.eos_id is not None:
+        found[source.eos_id] = target.eos_id
+    return found
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("CONSORT_CACHE")
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "consort") / "vocab_maps"
+
+
+def _load(path: Path, *, size: int, target_size: int) -> IntArray | None:
+    try:
+        found: IntArray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, or cut short by a crash
+        return None
+    fits = found.shape == (size,) and found.dtype == np.int32 and TAIL <= found.min() and found.max() < target_size
+    return found if fits else None
+
+
+def _store(path: Path, target_ids: IntArray) -> None:
+    """Whole or not at all; a cache that cannot be written costs time, not the run."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".npy")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, target_ids, allow_pickle=False)
+        os.replace(partial, path)

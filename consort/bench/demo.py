@@ -1,0 +1,32 @@
+"""The demo's own configuration: the bundled models on the built-in suite. `consort init --demo` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from consort.bench.suite_grammar import DEVICE_DOMAINS
+from consort.config import Config, DeviceConfig, ModelConfig, ProxyConfig
+from consort.models.zoo import CLOUD, EDGES, PROXY, zoo_dir
+
+CONTEXT_TOKENS = 256  # the bundled models read no more
+
+
+def demo_config(data: Path) -> Config:
+    """A consort of the bundled models on the suite that `write_suite(data)` wrote."""
+    return Config(
+        name="demo",
+        public=str(data / "public"),
+        cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=1e-3, max_tokens=CONTEXT_TOKENS),
+        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0),
+        devices=tuple(
+            DeviceConfig(
+                name=domain,
+                data=str(data / "devices" / domain),
+                unlabelled=str(data / "devices" / domain / "unlabelled.jsonl"),
+                slm=ModelConfig(
+                    model=str(zoo_dir(edge)), trainable="full", learning_rate=1e-3, max_tokens=CONTEXT_TOKENS
+                ),
+            )
+            for domain, edge in zip(DEVICE_DOMAINS, EDGES, strict=True)
+        ),
+    )

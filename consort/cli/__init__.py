@@ -1,0 +1,129 @@
+"""The command line: one file a verb, loaded only when it is called, so that `consort --help` is quick.
+
+A verb's module offers `add_arguments(parser)` and `run(args) -> int`. The result goes to stdout, progress and
+errors to stderr; the exit code is 0, 1 for an error the person can mend, 2 for a command that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from consort import __version__
+from consort.errors import ConsortError, MissingExtraError
+from consort.problems import nearest
+
+VERBS = {
+    "demo": "watch a tiny bundled consort make itself better: no network, no key, no download",
+    "init": "write a commented configuration",
+    "check": "find every mistake in a configuration, its data and its models, before training",
+    "doctor": "what is installed, what is missing, and the command that repairs it",
+    "tune": "co-tune the models of a configuration on their data",
+    "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
+    "chat": "talk to a model or adapter",
+    "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
+}
+
+EXAMPLES = {
+    "demo": "consort demo --json",
+    "init": "consort init consort.toml",
+    "check": "consort check consort.toml --set devices.bank.slm.lora_rank=4",
+    "doctor": "consort doctor consort.toml",
+    "tune": "consort tune consort.toml --set tune.rounds=3 --run-dir runs/first",
+    "eval": "consort eval --help",
+    "chat": "consort chat --help",
+    "export": "consort export --help",
+}
+
+EPILOG = """\
+begin here:
+  consort demo                      see it work, in under three minutes
+  consort init consort.toml         write a configuration, then edit it
+  consort check consort.toml        all mistakes at once
+  consort tune consort.toml         co-tune
+
+`consort VERB --help` explains a verb."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    # Without this, torch's threads collapse as soon as another process computes (docs/footguns.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return _failed("interrupted", code=130, debug=debug)
+    except ConsortError as error:
+        return _failed(str(error), code=1, debug=debug)
+    except ModuleNotFoundError as error:
+        return _failed(str(_missing_extra(error)), code=1, debug=debug)
+    except OSError as error:  # a full disk, a read-only directory: the system's words, without our stack
+        place = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{place}{error.strerror or error}", code=1, debug=debug)
+
+
+def _run(words: list[str]) -> int:
+    verb = next((word for word in words if not word.startswith("-")), "")
+    parser, verbs = _parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    if verb and verb not in VERBS:
+        parser.error(f'no verb "{verb}"; {nearest(verb, list(VERBS))}')
+    if not verb:
+        parser.parse_args(words)  # --help and --version leave here
+        parser.error("a verb is missing; `consort --help` lists them")
+    module = importlib.import_module(f"consort.cli.{verb}")
+    module.add_arguments(verbs[verb])
+    code: int = module.run(parser.parse_args(words))
+    return code
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole command line, and the still empty parser of each verb."""
+    parser = argparse.ArgumentParser(
+        prog="consort",
+        description="One large language model in the cloud and many small ones at the edge, co-tuned.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    debug_help = "show the traceback of an error"
+    parser.add_argument("--version", action="version", version=f"consort {__version__}")
+    parser.add_argument("--debug", action="store_true", help=debug_help)
+    # Not `required`: a missing verb gets our own words.
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    verbs = {}
+    for verb, purpose in VERBS.items():
+        verbs[verb] = subparsers.add_parser(
+            verb,
+            help=purpose,
+            description=f"{purpose[0].upper()}{purpose[1:]}.",
+            epilog=f"example: {EXAMPLES[verb]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        # SUPPRESS: the verb's own default must not undo a --debug given before the verb.
+        verbs[verb].add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug_help)
+    return parser, verbs
+
+
+def _failed(message: str, *, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _missing_extra(error: ModuleNotFoundError) -> MissingExtraError:
+    """The extra that holds a module we could not import; any other missing module is our own mistake."""
+    from consort.doctor import extra_of
+
+    extra = extra_of((error.name or "").partition(".")[0])
+    if not extra:
+        raise error
+    return MissingExtraError(f"{error.name} is not installed", hint=f"pip install 'consort-lm[{extra}]'")

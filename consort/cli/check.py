@@ -1,0 +1,64 @@
+"""`consort check`: every mistake of a configuration, its data and its models, before any training."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from consort.preflight import Preflight, examine_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument(
+        "file", nargs="?", default="consort.toml", help="the configuration (default: consort.toml)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as a.b=c"
+    )
+    parser.add_argument("--no-models", action="store_true", help="leave the models out: values and data only")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; 1 if a run could not start."""
+    found = examine_file(args.file, args.set, models=not args.no_models)
+    if args.json:
+        problems = [dataclasses.asdict(problem) for problem in found.problems]
+        print(
+            json.dumps({"ok": found.ok, "problems": problems, "rows": _row_counts(found)}, ensure_ascii=False)
+        )
+        return 0 if found.ok else 1
+    for problem in found.problems:
+        print(f"{problem.level}: {problem}")
+    if found.ok:
+        print(_summary(found, args.file))
+        return 0
+    count = sum(problem.level == "error" for problem in found.problems)
+    print(f"{args.file}: {count} {'mistake' if count == 1 else 'mistakes'} to mend", file=sys.stderr)
+    return 1
+
+
+def _summary(found: Preflight, file: str) -> str:
+    config, rows = found.config, _row_counts(found)
+    named = [("public", "", rows["public"]), ("cloud", config.cloud.model, {})]
+    named.append(("proxy", config.proxy.model or "pruned from the cloud model", {}))
+    for index, device in enumerate(config.devices):
+        counts = rows[f"devices.{index}.data"]
+        if unlabelled := rows.get(f"devices.{index}.unlabelled"):
+            counts |= {"unlabelled": unlabelled["train"]}
+        named.append((device.name, device.slm.model, counts))
+    width = max(len(name) for name, _, _ in named)
+    lines = [f"OK {file}: {len(config.devices)} devices, {config.tune.rounds} rounds"]
+    for name, model, counts in named:
+        told = ", ".join(f"{split} {count}" for split, count in counts.items())
+        lines.append(f"  {name:{width}}  {'; '.join(filter(None, [model, told]))}")
+    return "\n".join(lines)
+
+
+def _row_counts(found: Preflight) -> dict[str, dict[str, int]]:
+    return {
+        key: {split: len(rows) for split, rows in data.splits.items()} for key, data in found.rows.items()
+    }

@@ -1,0 +1,82 @@
+"""Every error a person can meet: what happened, where, and what to do. Programming mistakes stay `assert`."""
+
+from __future__ import annotations
+
+
+class ConsortError(Exception):
+    """A failure that is reported to a person, never as a traceback.
+
+    `where` names the file, key, device or model concerned; `hint` is the next thing to try. `code` and `http_status`
+    are how the same failure reads to a program.
+    """
+
+    code = "consort_error"
+    http_status = 500
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.hint = what, where, hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class ConfigError(ConsortError):
+    """A configuration that cannot be meant: unknown key, wrong type, two devices of one name."""
+
+    code = "invalid_config"
+    http_status = 400
+
+
+class DataError(ConsortError):
+    """Training or evaluation data that cannot be read; `where` is file:line."""
+
+    code = "invalid_data"
+    http_status = 400
+
+
+class ModelError(ConsortError):
+    """A model, tokenizer or adapter that cannot be used as asked."""
+
+    code = "unusable_model"
+    http_status = 400
+
+
+class PacketError(ConsortError):
+    """Bytes from another party that are damaged, of another version, or for another tokenizer or adapter."""
+
+    code = "invalid_packet"
+    http_status = 400
+
+
+class RunError(ConsortError):
+    """A run directory that cannot be written, resumed or read."""
+
+    code = "run_directory"
+
+
+class UpdateError(ConsortError):
+    """An update from a device that must not enter the average: non-finite, wrong shape, too large."""
+
+    code = "rejected_update"
+    http_status = 422
+
+
+class MissingExtraError(ConsortError):
+    """An optional dependency that this call needs is not installed."""
+
+    code = "missing_extra"
+    http_status = 501
+
+
+__all__ = [
+    "ConfigError",
+    "ConsortError",
+    "DataError",
+    "MissingExtraError",
+    "ModelError",
+    "PacketError",
+    "RunError",
+    "UpdateError",
+]

@@ -1,0 +1,1 @@
+"""Co-tuning: what travels (`packets`), how it is averaged (`aggregate`), how a round survives (`journal`)."""

@@ -1,0 +1,162 @@
+"""The cloud's side of a round: average the devices' adapters, let proxy and LLM teach each other, broadcast
+again.
+
+It holds the LLM, the public rows and what the devices let out; it never sees a device's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from consort.config import Config
+from consort.federated.aggregate import average_adapters
+from consort.federated.journal import Entry
+from consort.federated.packets import decode_adapter, encode_adapter
+from consort.models.local import LocalModel, load_model
+from consort.training.adapters import (
+    SHARED,
+    base_sha256,
+    lora_parameters,
+    read_adapter,
+    read_parameters,
+    trainable_part,
+    use_adapters,
+    write_adapter,
+    write_parameters,
+)
+from consort.training.answers import answered, made_up
+from consort.training.data import Sample
+from consort.training.loop import LogRow
+from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
+from consort.training.proxy import load_proxy
+from consort.types import Adapter, FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One device's adapter after its round, and the rows it stands for."""
+
+    party: str
+    adapter: Adapter
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloudState:
+    """After a round: the LLM's learned weights, and the broadcast of the shared adapter as bytes."""
+
+    llm: Mapping[str, FloatArray]
+    broadcast: bytes
+
+    def packed(self) -> bytes:
+        """As safetensors."""
+        tensors = {f"llm/{name}": np.ascontiguousarray(array) for name, array in self.llm.items()}
+        payload: bytes = save_tensors(tensors | {"broadcast": np.frombuffer(self.broadcast, dtype=np.uint8)})
+        return payload
+
+    @classmethod
+    def unpacked(cls, payload: bytes) -> CloudState:
+        """What `packed` wrote."""
+        tensors = load_tensors(payload)
+        broadcast = tensors.pop("broadcast").tobytes()
+        return cls({name.removeprefix("llm/"): array for name, array in tensors.items()}, broadcast)
+
+
+class Cloud:
+    """The owner of the LLM. Stateless between calls: a round's state goes in and comes out, and the journal keeps it."""
+
+    def __init__(
+        self,
+        config: Config,
+        public: Sequence[Sample],
+        *,
+        proxy_dir: Path,
+        bridge: BridgeBuilder | None = None,
+    ) -> None:
+        self.config, self.public = config, public
+        self._proxy_dir, self._bridge = proxy_dir, bridge
+        self.base_sha256 = base_sha256(load_model(proxy_dir, runtime=config.runtime, name="proxy"))
+
+    def load_llm(self, state: CloudState | None) -> tuple[LocalModel, dict[str, object]]:
+        """The LLM as it stands after a round, and the parameters it may learn."""
+        cloud = self.config.cloud
+        llm = load_model(
+            cloud.model, runtime=self.config.runtime, chat_template=cloud.chat_template, name="cloud"
+        )
+        learned = trainable_part(llm, cloud, seed=self.config.seed)
+        if state is not None and state.llm:
+            write_parameters(learned, state.llm, where="cloud")
+        return llm, learned  # type: ignore[return-value]
+
+    def first_broadcast(self) -> bytes:
+        """The fresh shared adapter, which changes nothing yet."""
+        proxy = self._proxy(None)
+        return encode_adapter(read_adapter(proxy, SHARED), bits=self.config.tune.update_bits, residual=None)[
+            0
+        ]
+
+    def decode(self, packet: bytes) -> Adapter:
+        """A broadcast as an adapter."""
+        return decode_adapter(packet, base_sha256=self.base_sha256)
+
+    def absorb(self, contributions: Sequence[Contribution], state: CloudState, round_number: int) -> Entry:
+        """Average, co-train the LLM with the proxy, and the state that goes on from here."""
+        tune, seed = self.config.tune, self.config.seed + 1000 * round_number + 500
+        # 1) the exact average of the products, weighted by examples
+        average = average_adapters(
+            [each.adapter for each in contributions],
+            [each.num_examples for each in contributions],
+            previous=self.decode(state.broadcast),
+        )
+        llm, learned = self.load_llm(state)
+        proxy = self._proxy(average.adapter)
+        log: list[LogRow] = []
+        if tune.cloud_steps > 0:
+            # 2) what each device's proxy makes up and answers, taught by itself before averaging could blur it
+            pools = [pool_of(self.public)]
+            if tune.public_samples > 0:
+                lessons = [lesson for each in contributions for lesson in self._lessons(each, seed)]
+                pools = [Pool(pools[0].examples, 1 - tune.answers_share), Pool(lessons, tune.answers_share)]
+            # 3) SAML in the cloud
+            learners = [
+                Learner(
+                    llm,
+                    learned,
+                    self.config.cloud.learning_rate,
+                    self.config.cloud.max_tokens,
+                    kd_weight=tune.cloud_kd_weight,
+                ),  # type: ignore[arg-type]
+                Learner(
+                    proxy,
+                    lora_parameters(proxy, SHARED),
+                    self.config.proxy.learning_rate,
+                    self.config.cloud.max_tokens,
+                    prompt_weight=tune.prompt_weight,
+                ),
+            ]
+            log = co_train(learners, pools, tune, steps=tune.cloud_steps, seed=seed, bridge=self._bridge)
+        # 4) broadcast
+        packet, _ = encode_adapter(read_adapter(proxy, SHARED), bits=tune.update_bits, residual=None)
+        after = CloudState(read_parameters(learned), packet)  # type: ignore[arg-type]
+        rows = tuple({"phase": "cloud", "round": round_number, "party": "cloud", **row} for row in log)
+        return Entry(after.packed(), {"truncation_error": average.relative_error}, rows)
+
+    def _lessons(self, contribution: Contribution, seed: int) -> list[Example]:
+        tune, tokens = self.config.tune, self.config.eval.max_new_tokens
+        proxy = self._proxy(contribution.adapter)
+        asked = made_up(proxy, count=tune.public_samples, max_new_tokens=2 * tokens, seed=seed)
+        replies = answered(proxy, asked, max_new_tokens=tokens)
+        return knowledge_of(Learner(proxy, max_tokens=self.config.cloud.max_tokens), replies, tune)
+
+    def _proxy(self, shared: Adapter | None) -> LocalModel:
+        proxy = load_proxy(
+            self._proxy_dir, self.config.proxy, self.config.runtime, shared=shared, seed=self.config.seed
+        )
+        use_adapters(proxy, [SHARED])  # domain adapters stay on their devices
+        return proxy

@@ -1,0 +1,311 @@
+"""A run that survives `kill -9`: a finished step is on disk before the next begins, and is never done twice.
+
+A step's result is stored whole (temporary file, fsync, rename, fsync of the directory); only then one line
+naming it is appended to `journal/journal.jsonl`. `metrics.jsonl` is a view of those lines, rebuilt on open,
+so a step's rows appear once or not at all. Does not make a step deterministic: that is the caller's part. One
+thread, POSIX only (`flock`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from consort.errors import RunError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one step leaves behind; `meta` and `rows` are JSON, `rows` become lines of `metrics.jsonl`."""
+
+    payload: bytes = b""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+
+class Journal:
+    """The finished steps of one run directory, held under an exclusive lock until `close`."""
+
+    def __init__(self, run_dir: Path, lock_fd: int, records: dict[str, _Record], log: _Log) -> None:
+        self._run_dir = run_dir
+        self._lock_fd = lock_fd
+        self._records = records
+        self._log = log
+        self._metrics = _Log(run_dir / "metrics.jsonl")
+        self._unseen: list[_Record] = []  # recorded, their rows not yet in metrics.jsonl
+
+    @classmethod
+    def open(cls, run_dir: Path, *, fingerprint: str, resume: bool) -> Journal:
+        """Start a journal, or continue one with `resume`; `fingerprint` is the configuration's hash.
+
+        Raises RunError if the directory holds finished steps and `resume` is off, if they belong to another
+        fingerprint, if another process holds the directory, or if it cannot be written.
+        """
+        folder = run_dir / "journal"
+        with _as_run_error(run_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock_fd = _lock(folder / "lock", run_dir)
+        try:
+            with _as_run_error(run_dir):
+                return cls._open_locked(run_dir, lock_fd, fingerprint=fingerprint, resume=resume)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+
+    @classmethod
+    def _open_locked(cls, run_dir: Path, lock_fd: int, *, fingerprint: str, resume: bool) -> Journal:
+        folder = run_dir / "journal"
+        path = folder / "journal.jsonl"
+        written, lines = _read_lines(path)
+        if path.exists() and not lines:
+            raise RunError(
+                "the first line of the journal is damaged, so its configuration is unknown",
+                where=str(path),
+                hint="Choose another --run-dir, or remove this one.",
+            )
+        header, finished = {"format": FORMAT, "fingerprint": fingerprint}, lines[1:]
+        if finished and not resume:
+            raise RunError(
+                f"{len(finished)} finished steps of an earlier run are here",
+                where=str(run_dir),
+                hint="Continue it with --resume, or choose another --run-dir.",
+            )
+        if finished and lines[0] != header:
+            raise RunError(
+                f"the finished steps here belong to configuration {lines[0].get('fingerprint')} "
+                f"(journal format {lines[0].get('format')}), this is {fingerprint} (format {FORMAT})",
+                where=str(run_dir),
+                hint="Restore that run's configuration (config.toml in it), or choose another --run-dir.",
+            )
+        records = [_Record(**line) for line in finished]
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        if not records:
+            written = _line(header)
+        if not path.exists() or path.read_bytes() != written:
+            _store(path, written)
+        journal = cls(run_dir, lock_fd, {record.key: record for record in records}, _Log(path, len(written)))
+        journal._metrics.rewrite(_metrics_of(records))
+        return journal
+
+    def done(self, key: str) -> bool:
+        """Whether the step was recorded as finished."""
+        return key in self._records
+
+    def once(self, key: str, work: Callable[[], Entry]) -> Entry:
+        """The recorded result of step `key`; otherwise of `work()`, recorded before it is returned.
+
+        A recorded result that is damaged is computed again, with a warning; where that gives other bytes, the
+        steps recorded after it are forgotten, because they may have been computed from it. Raises RunError if
+        the result cannot be stored: earlier steps stay as they are.
+        """
+        record = self._records.get(key)
+        if record is not None:
+            payload = self._payload(record)
+            if payload is not None:
+                return Entry(payload, record.meta, tuple(record.rows))
+            warnings.warn(f"step {key!r}: its stored result is damaged, computing it again", stacklevel=2)
+        entry = work()
+        with _as_run_error(self._run_dir):
+            record = self._record(key, entry, damaged=record)
+        return Entry(entry.payload, record.meta, tuple(record.rows))  # through JSON, as after a resume
+
+    def close(self) -> None:
+        """Let another process use the run directory."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _record(self, key: str, entry: Entry, *, damaged: _Record | None) -> _Record:
+        digest = hashlib.sha256(entry.payload).hexdigest()
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', key)[:80]}.{digest[:16]}.bin"
+        line = _line({"key": key, "file": name, "sha256": digest, "meta": entry.meta, "rows": entry.rows})
+        record = _Record(**_parse(line))
+        _store(self._log.path.parent / name, entry.payload)
+        if damaged == record:
+            return record
+        if damaged is not None:
+            self._forget_from(key)
+        self._log.append(line)
+        self._records[key] = record
+        self._unseen.append(record)
+        self._metrics.append(_metrics_of(self._unseen))
+        self._unseen.clear()
+        return record
+
+    def _forget_from(self, key: str) -> None:
+        """Drop `key` and every later step."""
+        keys = list(self._records)
+        kept = [self._records[k] for k in keys[: keys.index(key)]]
+        header = self._log.path.read_bytes().split(b"\n", 1)[0] + b"\n"
+        self._log.rewrite(header + b"".join(_line(asdict(record)) for record in kept))
+        self._records = {record.key: record for record in kept}
+        self._metrics.rewrite(_metrics_of(kept))
+
+    def _payload(self, record: _Record) -> bytes | None:
+        try:
+            payload = (self._log.path.parent / record.file).read_bytes()
+        except OSError:
+            return None
+        return payload if hashlib.sha256(payload).hexdigest() == record.sha256 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One line of the journal."""
+
+    key: str
+    file: str
+    sha256: str
+    meta: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+class _Log:
+    """A file that grows by whole blocks: a block that could not be written whole is cut off again."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self._size = size
+
+    def append(self, block: bytes) -> None:
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _write_all(fd, block, offset=self._size)
+            os.fsync(fd)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(fd, self._size)
+            raise
+        finally:
+            os.close(fd)
+        self._size += len(block)
+
+    def rewrite(self, content: bytes) -> None:
+        """Replace the file where it differs."""
+        if not self.path.exists() or self.path.read_bytes() != content:
+            _store(self.path, content)
+        self._size = len(content)
+
+
+def _lock(path: Path, run_dir: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise RunError(
+            f"another process (pid {owner}) is writing this run directory",
+            where=str(run_dir),
+            hint="Wait for it, stop it, or choose another --run-dir.",
+        ) from None
+    with suppress(OSError):  # the number is a courtesy to the reader of the error above
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _store(path: Path, content: bytes) -> None:
+    """Write `content` so that a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            _write_all(fd, content, offset=0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_all(fd: int, content: bytes, *, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """One JSON line that carries its own checksum."""
+    body = _canonical(record)
+    return _canonical({**record, "crc32": zlib.crc32(body)}) + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The record of a line written by `_line`; raises ValueError if it is damaged."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or record.pop("crc32", None) != zlib.crc32(_canonical(record)):
+        raise ValueError("checksum")
+    return record
+
+
+def _canonical(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _read_lines(path: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """Bytes and records of the journal up to its first damaged line; a torn last line is no damage."""
+    content = path.read_bytes() if path.exists() else b""
+    records, intact = [], 0
+    for line in content.split(b"\n")[:-1]:
+        try:
+            records.append(_parse(line))
+        except ValueError:
+            message = f"{path}: line {len(records) + 1} is damaged; it and all later steps are done again"
+            warnings.warn(message, stacklevel=5)
+            break
+        intact += len(line) + 1
+    return content[:intact], records
+
+
+def _metrics_of(records: list[_Record]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for record in records for row in record.rows)
+
+
+@contextmanager
+def _as_run_error(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        room, place = (
+            "Free some space, then continue with --resume.",
+            "Choose a --run-dir that can be written.",
+        )
+        raise RunError(
+            f"cannot write the run directory ({error.strerror or error}); every finished step is kept",
+            where=str(run_dir),
+            hint=room if full else place,
+        ) from error

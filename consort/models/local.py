@@ -1,0 +1,161 @@
+"""A transformers model on this machine: loading it, reading its hidden states, generating with it.
+
+Training reads the trunk (`hidden`) and the head apart, so that the fused losses never hold a full [tokens, vocabulary] matrix.
+Serving's own decode loop is not here: `generate` is transformers', batched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from consort.align import Vocabulary
+from consort.config import RuntimeConfig
+from consort.errors import ModelError
+
+
+@dataclass(slots=True, eq=False)
+class LocalModel:
+    """A causal language model with its tokenizer, ready to train or to answer."""
+
+    name: str
+    module: Any  # a transformers PreTrainedModel, perhaps with adapters injected
+    tokenizer: Any  # a transformers fast tokenizer
+    vocabulary: Vocabulary
+    context_tokens: int
+    runtime: RuntimeConfig
+    base_sha256: str | None = None  # of the frozen weights; filled by training.adapters when first asked for
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.module.device
+        return device
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        assert self.vocabulary.eos_id is not None, "checked by load_model"
+        return self.vocabulary.eos_id
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states [B, T, D] before the head. Right padding needs no mask: nothing causal looks at it."""
+        with self.autocast():
+            states: Tensor = self.module.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return states
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, D] and bias [V] of the output layer."""
+        layer = self.module.get_output_embeddings()
+        return layer.weight, getattr(layer, "bias", None)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bfloat16 arithmetic where the runtime asks for it; weights keep their own type."""
+        enabled = self.runtime.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device behind "auto" or a device's own name."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_model(path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = "") -> LocalModel:
+    """A Hub id or local directory as float32 weights on the runtime's device. ModelError says what is missing."""
+    torch.set_num_threads(runtime.threads)
+    where = str(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot be loaded: {str(error).splitlines()[0]}",
+            where=where,
+            hint="give a local transformers directory, or a Hub id that HF_HOME holds or that can be downloaded",
+        ) from error
+    if chat_template:
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    return wrap_model(module, tokenizer, name=name or Path(where).name, runtime=runtime)
+
+
+def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:
+    """A module and a tokenizer already in memory as a LocalModel, moved to the runtime's device and frozen."""
+    vocabulary = Vocabulary.of(tokenizer)
+    if vocabulary.eos_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token", where=name, hint="set eos_token in tokenizer_config.json")
+    module = module.to(resolve_device(runtime.device)).eval().requires_grad_(False)
+    context = getattr(module.config, "max_position_embeddings", None) or getattr(module.config, "seq_length", None) or 2048
+    model = LocalModel(name, module, tokenizer, vocabulary, int(context), runtime)
+    _check_head(model)
+    return model
+
+
+@torch.no_grad()
+def generate(
+    model: LocalModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_rows: int = 128,
+) -> list[list[int]]:
+    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`. Any order of lengths."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        top_k=None,
+        eos_token_id=model.eos_id,
+        pad_token_id=model.eos_id,
+    )
+    for start in range(0, len(order), batch_rows):
+        rows = order[start : start + batch_rows]
+        ids, mask = _left_padded([prompts[row] for row in rows], pad_id=model.eos_id, device=model.device)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), model.autocast():
+            torch.manual_seed(seed + start)
+            output = model.module.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        for row, written in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            end = written.index(model.eos_id) if model.eos_id in written else len(written)
+            answers[row] = written[:end]
+    return answers
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def _check_head(model: LocalModel) -> None:
+    """Models that scale or cap their logits after the head would be taught wrongly: refuse them now."""
+    ids = torch.arange(2, 6, device=model.device)[None, :]
+    weight, bias = model.head()
+    expected = model.module(input_ids=ids, use_cache=False).logits
+    found = nn.functional.linear(model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state, weight, bias)
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            "its logits are not its output layer applied to its hidden states",
+            where=model.name,
+            hint="models that scale or cap logits (Gemma 2, Cohere, Granite) are not supported yet",
+        )

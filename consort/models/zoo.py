@@ -1,0 +1,29 @@
+"""The bundled consort: a cloud model, its proxy and four edge models that differ in class and tokenizer.
+
+Trained from scratch by `experiments/pretrain_zoo.py` on the built-in suite's public text. Each is an
+ordinary transformers directory for `models.local.load_model`. Does not load or train anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from consort.errors import ModelError
+
+CLOUD = "cloud"
+PROXY = "proxy"
+EDGES = ("edge-llama", "edge-qwen2", "edge-neox", "edge-gpt2")  # in the order of the suite's devices
+NAMES = (CLOUD, PROXY, *EDGES)
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def zoo_dir(name: str) -> Path:
+    """The transformers directory of a bundled model."""
+    directory = WEIGHTS / name
+    if name not in NAMES or not (directory / "model.safetensors").exists():
+        raise ModelError(
+            "no such bundled model",
+            where=name,
+            hint=f"bundled are {', '.join(NAMES)}; experiments/pretrain_zoo.py trains what is missing",
+        )
+    return directory

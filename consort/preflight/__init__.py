@@ -1,0 +1,69 @@
+"""Everything that can be known to be wrong before training starts, found at once, without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consort.config import Config
+from consort.config_file import Origin, read_config
+from consort.preflight.values import value_problems
+from consort.problems import Problem, raise_errors
+
+if TYPE_CHECKING:
+    from consort.preflight.data import Rows
+    from consort.preflight.models import ModelSurvey
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """A configuration with what was found about it. `models` is None where the models were not looked at."""
+
+    config: Config
+    problems: tuple[Problem, ...]
+    rows: Mapping[str, Rows]
+    models: ModelSurvey | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run may start."""
+        return all(problem.level == "warning" for problem in self.problems)
+
+
+def load_checked(path: Path | str, overrides: Sequence[str] = ()) -> Preflight:
+    """Read and examine a configuration before a run; one ConfigError lists all mistakes."""
+    found = examine_file(path, overrides)
+    raise_errors(found.problems)
+    return found
+
+
+def examine_file(path: Path | str, overrides: Sequence[str] = (), *, models: bool = True) -> Preflight:
+    """Read a configuration and examine it, with the mistakes returned."""
+    config, origin, mistakes = read_config(path, overrides)
+    found = examine(config, origin, models=models)
+    mistaken = {
+        problem.key for problem in mistakes
+    }  # these keep a default, which says nothing about the file
+    rest = [problem for problem in found.problems if not problem.key or problem.key not in mistaken]
+    return replace(found, problems=(*mistakes, *rest))
+
+
+def examine(config: Config, origin: Origin | None = None, *, models: bool = True) -> Preflight:
+    """What is wrong with the values, the data and (with `models`) the models of a configuration."""
+    from consort.preflight.data import read_data
+
+    found = list(value_problems(config))
+    rows, in_data = read_data(config)
+    found += in_data
+    survey = None
+    if models:
+        from consort.preflight.models import survey_models
+
+        survey = survey_models(config, rows)
+        said = {problem.key for problem in found}
+        found += [problem for problem in survey.found if problem.key not in said]
+    if origin:
+        found = [replace(p, where=origin.locate(p.key)) if p.where == p.key else p for p in found]
+    return Preflight(config, tuple(found), rows, survey)

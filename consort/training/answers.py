@@ -1,0 +1,40 @@
+"""A model answering samples: as test predictions, and as further data (the proxy's answers to unlabelled inputs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from consort.models.local import LocalModel, generate
+from consort.training.data import Sample, prompt_ids
+from consort.types import Message
+
+
+def answer(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
+    """Greedy answers as text, in the order of the samples; a long prompt loses its beginning."""
+    room = model.context_tokens - max_new_tokens
+    prompts = [prompt_ids(sample, model)[-room:] for sample in samples]
+    return [model.vocabulary.decode(ids) for ids in generate(model, prompts, max_new_tokens=max_new_tokens)]
+
+
+def answered(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int) -> list[Sample]:
+    """The samples with this model's answers; those it left empty are dropped."""
+    texts = answer(model, samples, max_new_tokens=max_new_tokens)
+    return [sample.answered(text) for sample, text in zip(samples, texts, strict=True) if text.strip()]
+
+
+def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) -> list[Sample]:
+    """Prompts the model makes up, sampled at temperature 1 after its template's opening; unanswered, without repeats.
+
+    This is how a device's proxy asks in the cloud what its device is asked, though no question ever left the device. A model
+    can repeat what it has memorised: `experiments/real_co_tuning.py` counts how often it does.
+    """
+    mark = "\x00"
+    rendered = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+    )
+    opening, closing = rendered.split(mark)
+    ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    written = generate(model, [ids] * count, max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
+    texts = dict.fromkeys(model.vocabulary.decode(continuation) for continuation in written)
+    asked = [text.split(closing)[0] for text in texts if closing in text]
+    return [Sample((Message("user", text),), None) for text in asked if text.strip()]

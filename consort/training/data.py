@@ -1,0 +1,160 @@
+"""Samples: rows of JSONL as prompts and answers, and the token ids a model reads for them.
+
+Three row shapes are read: `{"messages": [...]}`, `{"prompt", "completion"}` and `{"instruction", "input", "output"}`. A prompt of
+messages is written by the model's own chat template; a `prompt` string is used as it stands. Does not shuffle, batch or cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from consort.errors import DataError, ModelError
+from consort.types import Message, Role
+
+if TYPE_CHECKING:
+    from consort.align import Spans
+    from consort.models.local import LocalModel
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and its answer; `answer` is None where nobody has answered yet."""
+
+    prompt: tuple[Message, ...] | str
+    answer: str | None
+
+    def answered(self, answer: str) -> Sample:
+        """The same prompt with this answer."""
+        return replace(self, answer=answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample in one model's tokens. `answer_ids` ends with the end-of-sequence token, which `spans` leaves out."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    spans: Spans
+    truncated: bool  # the prompt lost its beginning to fit the context
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer together."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> list[Sample]:
+    """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line. Answers are optional if not `labelled`."""
+    file = path / f"{split}.jsonl" if path.is_dir() else path
+    if not file.exists():
+        raise DataError("no such file", where=str(file), hint="give a JSONL file, or a directory with train/valid/test.jsonl")
+    samples = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                samples.append(_parse(line, f"{file}:{number}", labelled=labelled))
+    if not samples:
+        raise DataError("the file holds no rows", where=str(file), hint="each line is one JSON object")
+    return samples
+
+
+def needs_template(samples: Sequence[Sample]) -> bool:
+    """Whether a model needs a chat template to read any of these."""
+    return any(not isinstance(sample.prompt, str) for sample in samples)
+
+
+def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
+    """The prompt in the model's tokens, ending where the answer begins."""
+    tokenizer = model.tokenizer
+    if isinstance(sample.prompt, str):
+        ids: list[int] = tokenizer(sample.prompt)["input_ids"]
+        return ids
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "this model has no chat template, and the data holds conversations",
+            where=model.name,
+            hint="set chat_template to a Jinja file, or give the data as prompt/completion",
+        )
+    turns = [{"role": message.role, "content": message.content} for message in sample.prompt]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
+    """Prompt and answer are encoded apart, as in generation; a long prompt loses its beginning, the answer never anything."""
+    assert sample.answer is not None, "only answered samples can be learned from"
+    spans = model.vocabulary.spans(sample.answer)
+    answer = (*spans.ids.tolist(), model.eos_id)
+    prompt = prompt_ids(sample, model)
+    room = min(max_tokens, model.context_tokens) - len(answer)
+    if room < 1:
+        raise DataError(
+            f"an answer of {len(answer)} tokens does not fit a context of {min(max_tokens, model.context_tokens)}",
+            where=model.name,
+            hint="raise max_tokens, or shorten or drop the row beginning: " + repr(sample.answer[:60]),
+        )
+    return Encoded(tuple(prompt[-room:]), answer, spans, truncated=len(prompt) > room)
+
+
+def _parse(line: str, where: str, *, labelled: bool) -> Sample:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", where=where, hint="one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise DataError("a row must be a JSON object", where=where, hint='for example {"prompt": "...", "completion": "..."}')
+    if "messages" in row:
+        sample = _from_messages(row["messages"], where, labelled=labelled)
+    elif "prompt" in row:
+        sample = Sample(_text(row, "prompt", where), _answer(row, "completion", where, labelled=labelled))
+    elif "instruction" in row or "input" in row:
+        asked = "\n".join(text for key in ("instruction", "input") if (text := _text(row, key, where, default="")))
+        sample = Sample((Message("user", asked),), _answer(row, "output", where, labelled=labelled))
+    else:
+        raise DataError(
+            f"a row of unknown shape, with the keys {sorted(row)}",
+            where=where,
+            hint="known shapes: messages; prompt and completion; instruction, input and output",
+        )
+    return sample
+
+
+def _from_messages(turns: Any, where: str, *, labelled: bool) -> Sample:
+    wrong = DataError(
+        "`messages` must be a list of {role, content}" + (" that ends with the assistant's" if labelled else ""),
+        where=where,
+        hint="roles: " + ", ".join(get_args(Role)),
+    )
+    if not isinstance(turns, list) or not turns:
+        raise wrong
+    for turn in turns:
+        known = isinstance(turn, dict) and turn.get("role") in get_args(Role) and isinstance(turn.get("content"), str)
+        if not known:
+            raise wrong
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    if messages[-1].role == "assistant" and len(messages) > 1:
+        return Sample(messages[:-1], messages[-1].content)
+    if labelled:
+        raise wrong
+    return Sample(messages, None)
+
+
+def _answer(row: dict[str, Any], key: str, where: str, *, labelled: bool) -> str | None:
+    if not labelled and row.get(key) is None:
+        return None
+    return _text(row, key, where)
+
+
+def _text(row: dict[str, Any], key: str, where: str, *, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        found = "is missing" if key not in row else f"is a {type(value).__name__}"
+        raise DataError(f'"{key}" {found}; it must be a string', where=where)
+    return value

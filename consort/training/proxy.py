@@ -1,0 +1,73 @@
+"""The proxy (DPM): made small from the cloud model, distilled from it, then given the adapter that travels and the one that stays.
+
+Distillation is `co_train` beside a frozen cloud model, on public rows only (arXiv 2511.11678, section on DPMs; arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from consort.config import ProxyConfig, RuntimeConfig, TuneConfig
+from consort.errors import ModelError
+from consort.models.local import LocalModel, load_model, wrap_model
+from consort.training.adapters import DOMAIN, SHARED, add_lora, use_adapters, write_adapter
+from consort.training.data import Sample
+from consort.training.loop import LogRow
+from consort.training.mutual import Learner, co_train, pool_of
+from consort.training.prune import prune
+from consort.types import Adapter
+
+
+def distil_proxy(
+    cloud: LocalModel,
+    config: ProxyConfig,
+    public: Sequence[Sample],
+    options: TuneConfig,
+    *,
+    seed: int,
+    on_log: Callable[[LogRow], None] = lambda row: None,
+) -> tuple[LocalModel, list[LogRow]]:
+    """A proxy that has learned the cloud's distributions on the public rows, all its weights tuned; and the log."""
+    if config.model:
+        proxy = load_model(config.model, runtime=cloud.runtime, name="proxy")
+    else:
+        module = prune(cloud.module, layers=config.layers or max(1, cloud.module.config.num_hidden_layers // 2), width=config.width)
+        proxy = wrap_model(module, cloud.tokenizer, name="proxy", runtime=cloud.runtime)
+    if proxy.vocabulary.sha256 != cloud.vocabulary.sha256:
+        raise ModelError(
+            "the proxy's tokenizer is not the cloud model's",
+            where=config.model,
+            hint="give a smaller model of the cloud model's family, or leave proxy.model empty to prune the cloud model",
+        )
+    if config.distil_steps == 0:
+        return proxy, []
+    student = Learner(proxy, dict(proxy.module.named_parameters()), config.distil_learning_rate)
+    log = co_train(
+        [student, Learner(cloud)],
+        [pool_of(public)],
+        replace(options, temperature=1.0),
+        steps=config.distil_steps,
+        seed=seed,
+        on_log=on_log,
+    )
+    return proxy, log
+
+
+def save_model(model: LocalModel, folder: Path) -> None:
+    """A transformers directory: config, safetensors, tokenizer with its chat template."""
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def load_proxy(folder: Path, config: ProxyConfig, runtime: RuntimeConfig, *, shared: Adapter | None = None, seed: int) -> LocalModel:
+    """The distilled proxy under both adapters, the shared one as broadcast (none: fresh, which changes nothing)."""
+    proxy = load_model(folder, runtime=runtime, name="proxy")
+    # both factors start alike on every device: seeds differ only where data does
+    add_lora(proxy, SHARED, rank=config.shared_rank, alpha=2.0 * config.shared_rank, seed=seed)
+    add_lora(proxy, DOMAIN, rank=config.domain_rank, alpha=2.0 * config.domain_rank, seed=seed + 1)
+    if shared is not None:
+        write_adapter(proxy, SHARED, shared)
+    use_adapters(proxy, [SHARED, DOMAIN])
+    return proxy

@@ -1,0 +1,128 @@
+"""The words the whole project speaks: messages and answers, token distributions, and what a model can be asked.
+
+Nothing here computes, and nothing here imports a framework: a model is whatever keeps one of these protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+# as strings: importing consort does not import numpy
+IntArray: TypeAlias = "NDArray[np.integer[Any]]"
+FloatArray: TypeAlias = "NDArray[np.floating[Any]]"
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a model or of the whole consort."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer, and who wrote it. The last chunk of an answer carries the `finish_reason`."""
+
+    text: str
+    model: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written for one answer by one model."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """A next-token distribution cut to its K most likely tokens; `rest` is the probability mass that was cut off."""
+
+    ids: IntArray
+    logprobs: FloatArray
+    rest: float
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, with the bytes each id covers."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone: no special tokens added, none recognised inside it."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        ...
+
+
+class LM(Protocol):
+    """A black box that answers: any endpoint."""
+
+    name: str
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Answer piece by piece; joined, the pieces are the whole answer."""
+        ...
+
+
+class Session(Protocol):
+    """A key-value cache seen from outside. Draft is `extend` by one id, verify by many, reject is `rewind`."""
+
+    def extend(self, ids: Sequence[int]) -> list[TopK]:
+        """Append ids; returns the next-token distribution after each of them."""
+        ...
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` ids."""
+        ...
+
+    def close(self) -> None:
+        """Release the cache."""
+        ...
+
+
+class TokenLM(LM, Protocol):
+    """A white box: a model whose next-token distributions can be read."""
+
+    tokenizer: Tokenizer
+
+    def open(self, request: Request) -> tuple[Session, TopK]:
+        """Read the request; returns the session and the distribution of the first token of the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a model learned on top of a frozen base, as arrays: it travels, is averaged and is stored.
+
+    LoRA tensors come in pairs `<module>.lora_A` [rank, in] and `<module>.lora_B` [out, rank]; the update of the module is
+    `scaling * B @ A`. `base_sha256` names the base it belongs to: applied to another it means nothing.
+    """
+
+    tensors: Mapping[str, FloatArray]
+    scaling: float
+    base_sha256: str

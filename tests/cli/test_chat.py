@@ -1,0 +1,81 @@
+"""`consort chat` on a real tiny model: once, through a pipe, and as a conversation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from consort.cli import main
+from consort.models.local import generate, load_model
+from consort.training.data import Sample, prompt_ids
+from consort.types import Message
+from tests.tiny_models import CPU, tiny
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("chat")
+    model = tiny()
+    model.module.save_pretrained(root)
+    model.tokenizer.save_pretrained(root)
+    return root
+
+
+class Terminal(io.StringIO):
+    """Standard input that a person types into."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def expected(directory: Path, *turns: Message) -> str:
+    model = load_model(directory, runtime=CPU)
+    ids = prompt_ids(Sample(turns, None), model)
+    return model.vocabulary.decode(generate(model, [ids], max_new_tokens=8)[0])
+
+
+def words(directory: Path, *more: str) -> list[str]:
+    return ["chat", str(directory), *more, "--max-new-tokens", "8", "--device", "cpu"]
+
+
+def test_a_prompt_is_answered_once_to_stdout_alone(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(directory, "the clinic")) == 0
+    assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
+
+
+def test_a_pipe_is_answered_like_a_prompt(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the clinic\n"))
+    assert main(words(directory)) == 0
+    assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
+
+
+def test_a_conversation_remembers_until_it_is_told_to_forget(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    typed: Iterator[str] = iter(["the clinic", "and then?", "/new", "the clinic"])
+
+    def read(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(words(directory, "--system", "be brief")) == 0
+    system, asked = Message("system", "be brief"), Message("user", "the clinic")
+    first = expected(directory, system, asked)
+    second = expected(directory, system, asked, Message("assistant", first), Message("user", "and then?"))
+    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+
+
+def test_a_limit_beyond_the_context_is_one_error(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(directory), "x", "--max-new-tokens", "256"]) == 1
+    assert "leaves no room" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""What is wrong is told before training: all of it, where it is, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from typing import get_type_hints
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from consort.config import Config
+from consort.errors import ConfigError
+from consort.preflight import examine, examine_file, load_checked
+from consort.preflight.values import RANGES, value_problems
+from tests.tiny_consort import Consort, write_model, write_rows
+
+
+def told(consort: Consort, *overrides: str) -> str:
+    found = examine_file(consort.file, overrides)
+    return "\n".join(f"{problem.level}: {problem}" for problem in found.problems)
+
+
+def test_a_sound_consort_passes_without_a_word(consort: Consort) -> None:
+    assert told(consort) == ""
+    assert load_checked(consort.file).ok
+
+
+def test_every_number_of_the_configuration_has_a_range_that_holds_its_default() -> None:
+    for table, ranges in RANGES.items():
+        numbers = {name for name, kind in get_type_hints(table).items() if kind in (int, float)}
+        assert numbers == set(ranges), table
+        assert all(getattr(table(), name) in allowed for name, allowed in ranges.items()), table
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tune.rounds=0", "must be at least 1, not 0"),
+        ("tune.participation=0", "must be above 0 and at most 1, not 0.0"),
+        ("tune.participation=1.5", "must be above 0 and at most 1, not 1.5"),
+        ("tune.temperature=0", "must be above 0"),
+        ("tune.top_k=-1", "must be at least 1"),
+        ("devices.bank.slm.lora_rank=0", "must be at least 1"),
+        ("devices.bank.memory_gb=-1", "must be at least 0"),
+        ("runtime.device=cdua", 'no torch device is called "cdua"'),
+        ("cloud.model=", "no model is given"),
+        ("cloud.model=a/b/c", 'neither a directory nor a Hub id'),
+        ("devices.bank.slm.model=./none", "no such directory"),
+        ("devices.clinic.name=bank", 'both named "bank"'),
+        ("devices.clinic.name=Bank", 'both named "Bank"'),
+        ("devices.bank.name=../x", 'cannot name a device'),
+        ("devices.bank.name=cloud", "kept for the cloud"),
+        ("devices.bank.name=", "device 1 has no name"),
+        ("devices.bank.data=", 'device "bank" has no data'),
+        ("devices.bank.data=nowhere", "no such file or directory"),
+        ("public=", "no public data is given"),
+        ("devices=[]", "no device is given"),
+        ("cloud.chat_template=none.jinja", "no such file"),
+        ("devices.bank.memory_gb=0.1", 'device "bank" has 0.1 GB'),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_meant_is_one_error_at_its_key(
+    consort: Consort, override: str, words: str
+) -> None:
+    assert words in told(consort, override)
+    assert f"--set {override}" in told(consort, override)
+    assert not examine_file(consort.file, [override]).ok
+
+
+def test_mistakes_of_every_kind_are_told_together_in_one_error(consort: Consort) -> None:
+    consort.replace("max_tokens = 64", "max_tokens = 64\nlora_rnk = 3\nlora_alpha = 0")
+    write_rows(consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
+    (consort.folder / "edge" / "config.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        load_checked(consort.file)
+    message = str(caught.value)
+    assert 'consort.toml:7: unknown key "lora_rnk" in [cloud]; did you mean "lora_rank"?' in message
+    assert "consort.toml:8: must be above 0, not 0.0" in message
+    assert "bank/train.jsonl:2: " in message
+    assert "consort.toml:15: " in message
+    assert "holds no config.json" in message
+
+
+def test_a_mistaken_key_is_told_once_not_again_as_a_default(consort: Consort) -> None:
+    consort.replace('model = "cloud"', "model = 3")
+    assert len(examine_file(consort.file).problems) == 1
+
+
+def spoil_json(consort: Consort) -> None:
+    (consort.folder / "bank" / "valid.jsonl").write_text(
+        '{"prompt": "a", "completion": "b"}\n\n{"prompt": \n'
+    )
+
+
+def spoil_shape(consort: Consort) -> None:
+    write_rows(consort.folder / "bank" / "test.jsonl", [{"question": "a", "answer": "b"}])
+
+
+def spoil_by_emptying(consort: Consort) -> None:
+    (consort.folder / "bank" / "train.jsonl").write_text("\n")
+
+
+def spoil_encoding(consort: Consort) -> None:
+    (consort.folder / "bank" / "train.jsonl").write_bytes(b'{"prompt": "\xff", "completion": "b"}\n')
+
+
+def spoil_unlabelled(consort: Consort) -> None:
+    (consort.folder / "clinic" / "inputs.jsonl").unlink()
+
+
+def spoil_answer_length(consort: Consort) -> None:
+    write_rows(consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "long " * 70}])
+
+
+def spoil_template(consort: Consort) -> None:
+    shutil.rmtree(consort.folder / "edge")
+    write_model(consort.folder / "edge", vocabulary=280, template="")
+
+
+def spoil_proxy(consort: Consort) -> None:
+    shutil.rmtree(consort.folder / "proxy")
+    write_model(consort.folder / "proxy", vocabulary=290)
+
+
+def spoil_tokenizer(consort: Consort) -> None:
+    """Words that are whole or unknown: text is lost, so no token can be mapped to bytes."""
+    tokenizer = Tokenizer(models.WordLevel({"open": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(consort.folder / "edge" / "tokenizer.json"))
+
+
+def spoil_weights(consort: Consort) -> None:
+    (consort.folder / "edge" / "model.safetensors").write_bytes(b"\x10")
+
+
+def spoil_config(consort: Consort) -> None:
+    (consort.folder / "edge" / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "place", "words"),
+    [
+        (spoil_json, "bank/valid.jsonl:3", "not valid JSON"),
+        (spoil_shape, "bank/test.jsonl:1", "unknown shape"),
+        (spoil_by_emptying, "bank/train.jsonl", "holds no rows"),
+        (spoil_encoding, "bank/train.jsonl", "UTF-8"),
+        (spoil_unlabelled, "consort.toml:18", "no such file or directory"),
+        (spoil_answer_length, "consort.toml:14", "does not fit a context of 64"),
+        (spoil_template, "consort.toml:13", "no chat template"),
+        (spoil_proxy, "consort.toml:8", "tokenizer"),
+        (spoil_tokenizer, "consort.toml:13", "bytes"),
+        (spoil_weights, "consort.toml:13", "not a safetensors file"),
+        (spoil_config, "consort.toml:13", "not valid JSON"),
+    ],
+)
+def test_a_spoilt_file_is_an_error_at_its_place(
+    consort: Consort, spoil: Callable[[Consort], None], place: str, words: str
+) -> None:
+    spoil(consort)
+    lines = told(consort).splitlines()
+    assert any(line.startswith("error: ") and place in line and words in line for line in lines), lines
+
+
+def test_a_template_given_in_the_configuration_serves_a_model_without_one(consort: Consort) -> None:
+    spoil_template(consort)
+    (consort.folder / "chat.jinja").write_text("{{ messages[0].content }}")
+    consort.replace("slm.max_tokens", 'slm.chat_template = "chat.jinja"\nslm.max_tokens')
+    consort.replace('unlabelled = "clinic/inputs.jsonl"', 'slm.chat_template = "chat.jinja"')
+    assert told(consort) == ""
+
+
+def test_rows_longer_than_the_context_are_counted_not_refused(consort: Consort) -> None:
+    rows = [{"prompt": "many words " * 40, "completion": "b"}, {"prompt": "few", "completion": "b"}]
+    write_rows(consort.folder / "bank" / "train.jsonl", rows)
+    found = examine_file(consort.file)
+    assert found.ok
+    assert "1 of 8 rows are longer than 64 tokens" in told(consort)
+
+
+def test_a_row_that_is_learned_and_tested_is_a_warning(consort: Consort) -> None:
+    shutil.copy(consort.folder / "bank" / "train.jsonl", consort.folder / "bank" / "test.jsonl")
+    assert examine_file(consort.file).ok
+    assert "3 of 3 prompts" in told(consort)
+
+
+def test_data_without_test_rows_is_a_warning(consort: Consort) -> None:
+    (consort.folder / "bank" / "test.jsonl").unlink()
+    assert examine_file(consort.file).ok
+    assert "holds no test.jsonl" in told(consort)
+
+
+def test_a_context_beyond_the_models_own_is_a_warning(consort: Consort) -> None:
+    assert "reads at most 64" in told(consort, "devices.bank.slm.max_tokens=65")
+
+
+def test_a_proxy_cannot_keep_more_layers_than_the_cloud_model_has(consort: Consort) -> None:
+    assert "has 2 layers" in told(consort, "proxy.model=", "proxy.layers=3")
+    assert told(consort, "proxy.model=", "proxy.layers=2") == ""
+
+
+def test_a_configuration_made_in_code_is_examined_too() -> None:
+    found = examine(Config())
+    assert {problem.key for problem in found.problems} == {"cloud.model", "public", "devices"}
+    assert next(value_problems(dataclasses.replace(Config(), seed=-1))).where == "seed"
+
+
+def test_a_tokenizer_is_compared_by_content_not_by_file(consort: Consort) -> None:
+    file = consort.folder / "proxy" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=3))
+    assert told(consort) == ""
