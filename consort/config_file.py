@@ -7,6 +7,7 @@ together (files that exist, devices of one name) is checked in `preflight`, not 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import tomllib
@@ -141,12 +142,13 @@ class _Reader:
 
     def _path(self, value: str, key: str) -> str:
         name = key.rpartition(".")[2]
+        if name not in PATH_FIELDS | MODEL_FIELDS:
+            return value
         folder = Path.cwd() if self.origin.overridden(key) else self.folder
-        resolved = folder / Path(value).expanduser()
-        looks_local = value.startswith((".", "/", "~")) or resolved.is_dir()
-        if name in PATH_FIELDS or (name in MODEL_FIELDS and looks_local):
-            return str(resolved)
-        return value
+        # os.path, unlike Path, answers for any text: names too long, users unknown.
+        resolved = os.path.join(folder, os.path.expanduser(value))
+        is_place = name in PATH_FIELDS or value.startswith((".", "/", "~")) or os.path.isdir(resolved)
+        return resolved if is_place else value
 
     def _report(self, key: str, what: str, hint: str = "") -> None:
         self.mistakes.append(Problem(self.origin.locate(key), what, hint, key))

@@ -43,11 +43,12 @@ RESULTS = Path(__file__).parent / "results"
 
 TUNE = TuneConfig(
     rounds=2,
-    domain_steps=60,
-    mutual_steps=150,
-    cloud_steps=60,
+    domain_steps=40,
+    mutual_steps=100,
+    cloud_steps=40,
+    batch_rows=12,
     proxy_answers=real_data.UNLABELLED_ROWS,
-    public_samples=256,
+    public_samples=192,
 )
 CHANGES: dict[str, Callable[[Config], Config]] = {
     "co_plms": lambda config: config,
@@ -87,7 +88,7 @@ def main() -> None:
 
 def base_config(seed: int) -> Config:
     """Sizes, steps and rates of every arm; docs/LOG.md says what else was tried."""
-    slm = ModelConfig(trainable="full", learning_rate=1.5e-3, max_tokens=256)
+    slm = ModelConfig(trainable="full", learning_rate=2e-3, max_tokens=256)
     return Config(
         name="real",
         seed=seed,
@@ -95,7 +96,7 @@ def base_config(seed: int) -> Config:
         proxy=ProxyConfig(layers=3, distil_steps=400, learning_rate=2e-3, shared_rank=8, domain_rank=8),
         devices=tuple(DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES),
         tune=TUNE,
-        runtime=RuntimeConfig(device="cpu", precision="bfloat16"),
+        runtime=RuntimeConfig(device="cpu"),
         eval=EvalConfig(rows=200, max_new_tokens=48),
     )
 
@@ -209,7 +210,7 @@ def _other(arm: str, config: Config, data: real_data.RealData) -> Tuned:
     if arm == "zero_shot":
         return Tuned()
     if arm == "alone":
-        return Tuned({site.device.name: baselines.alone(config, site) for site in sites})
+        return Tuned({site.device.name: baselines.alone(config, site)[0] for site in sites})
     if arm == "one_directional":
         return Tuned({site.device.name: baselines.one_directional(config, site, proxy_dir=proxy_dir) for site in sites})
     if arm == "one_directional_labelled":

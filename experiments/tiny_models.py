@@ -60,7 +60,9 @@ def train_tokenizer(family: Family, vocabulary: int, texts: Iterable[str]) -> Pr
                 vocab_size=vocabulary, special_tokens=[*special, *byte_tokens], unk_token=END, show_progress=False
             )
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        # llama.cpp never joins across a line's end, so neither do these: their models can be exported to GGUF
+        lines = pre_tokenizers.Split("\n", "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Split("▁", "merged_with_next")])
         tokenizer.decoder = marks
     tokenizer.train_from_iterator(texts, trainer)
     if family == "unigram":

@@ -15,6 +15,7 @@ from consort.config_file import MODEL_FIELDS, PATH_FIELDS, dump_config, load_con
 from consort.config_lines import key_lines
 from consort.config_template import field_comments, render_template
 from consort.errors import ConfigError
+from consort.preflight import examine_file
 
 
 def values(kind: Any, name: str) -> st.SearchStrategy[Any]:
@@ -51,7 +52,7 @@ def mistakes_of(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(config=configs)
 def test_a_dumped_configuration_reads_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, config: Config
@@ -60,7 +61,7 @@ def test_a_dumped_configuration_reads_back_the_same(
     assert load_config(file) == config
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(config=configs)
 def test_a_commented_configuration_reads_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, config: Config
@@ -69,7 +70,7 @@ def test_a_commented_configuration_reads_back_the_same(
     assert load_config(file) == config
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(config=configs)
 def test_every_key_of_a_dump_has_a_line_that_holds_it(config: Config) -> None:
     for text in (dump_config(config), render_template(config, title="any")):
@@ -215,6 +216,13 @@ def test_no_override_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory,
     file = written(tmp_path_factory.getbasetemp(), TWO_DEVICES)
     read_config(file, [override])
     read_config(file, [f"tune.{override}=1", f"devices.{override}", f"cloud={override}"])
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "~"])
+def test_no_text_breaks_a_path(tmp_path: Path, text: str) -> None:
+    file = written(tmp_path, dump_config(Config(public=text, cloud=ModelConfig(model=text), name=text)))
+    assert load_config(file).name == text
+    assert not examine_file(file, models=False).ok
 
 
 def test_lines_are_found_past_long_strings_arrays_and_quoted_keys() -> None:

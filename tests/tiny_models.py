@@ -1,4 +1,4 @@
-"""Real language models of every supported class and tokenizer family, untrained and a few thousand weights."""
+"""Real language models of every supported class and tokenizer family, untrained, a few thousand weights."""
 
 from __future__ import annotations
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from consort.types import IntArray
+
+    BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
@@ -63,7 +65,7 @@ def locate(
     done = 0
     for group in np.flatnonzero(~exact).tolist():
         if group >= done:
-            done, end = _prove(text, group, groups, pieces=pieces, normalise=normalise)
+            done, end = _prove(text, group, groups, pieces=pieces, exact=exact, normalise=normalise)
             tokens = slice(groups.first[group], groups.first[done])
             spans.starts[tokens] = groups.place[groups.begin[group]]
             spans.ends[tokens], spans.added[tokens] = groups.place[end], -1
@@ -92,7 +94,7 @@ class _Groups:
 
 def _place(
     ids: IntArray, groups: _Groups, *, joined: bytes, raw: bytes, lengths: IntArray
-) -> tuple[Spans, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+) -> tuple[Spans, BoolArray]:
     """Spans by counting the bytes of each group back from its end, and which groups those bytes bear out.
 
     Bytes agree up to the case of ASCII letters; a leading space may also be another white byte, or no byte at all.
@@ -125,24 +127,29 @@ def _prove(
     groups: _Groups,
     *,
     pieces: Sequence[bytes | None],
+    exact: BoolArray,
     normalise: Callable[[str], str],
 ) -> tuple[int, int]:
     """The group after, and the character after, the shortest piece of text that normalises to these tokens.
 
     Marks that were composed into the last character lie behind its offset, so both ends are tried. An unknown token
-    shows no bytes: the offset is believed, and what follows without white space belongs to it.
+    shows no bytes: its offset is believed if the next token that shows some, or else the end of the text, is where it should be.
     """
     last_group, begin = len(groups.end), groups.begin[group]
-    unknown = None in pieces[groups.first[group] : groups.first[group + 1]]
+    tokens: list[bytes | None] = []
     for after in range(group + 1, min(group + _WIDEST, last_group) + 1):
+        tokens += pieces[groups.first[after - 1] : groups.first[after]]
         near = int(groups.end[after - 1])
         gap = text[near : groups.begin[after] if after < last_group else len(text)]
         far = near + (len(gap.split(maxsplit=1)[0]) if gap.strip() and not gap[0].isspace() else 0)
-        if unknown:
-            return after, far
-        tokens = b"".join(piece or b"" for piece in pieces[groups.first[group] : groups.first[after]])
+        if None in tokens:
+            known = (exact[g] for g in range(after, last_group) if pieces[groups.first[g]] is not None)
+            if next(known, not text[groups.end[-1] :].strip()):
+                return after, far
+            continue
+        written = _bare(b"".join(piece or b"" for piece in tokens).decode(errors="replace"))
         for end in (near, far):
-            if _bare(normalise(text[begin:end])) == _bare(tokens.decode(errors="replace")):
+            if _bare(normalise(text[begin:end])) == written:
                 return after, end
     return last_group, len(text)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from consort.types import FloatArray, IntArray
 
 
-_BLOCK_ROWS = 256  # the arrays of a block stay in the cache, and the allocator keeps their pages
+_BLOCK_ROWS = 1024  # bounds the memory for long texts; a smaller block pays its calls oftener than the cache gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +86,18 @@ def transfer_batch(
     """
     rows, wanted = _lay_out(sources, targets)
     assert len(teacher.ids) == len(rows.position), "one teacher row more than it has tokens, for each text"
+    assert mapping.target.size.bit_length() + teacher.ids.shape[1].bit_length() < 32, "id and slot fit into 32 bits"
     first_at, last_at = _rows_at(rows, wanted)
-    row_U = first_at[wanted.position]
-    before_U = last_at[wanted.position]
+    row_U, before_U = first_at[wanted.position], last_at[wanted.position]
     end_U = rows.position.take(before_U + 1, mode="clip")  # where the token after that row ends
     inside_U = (row_U < 0) & (rows.start[before_U] < wanted.position) & (wanted.position < end_U)
     inside_U &= condition & (rows.added[before_U] >= 0)
     result = _nothing(len(wanted.position), teacher.ids.shape[1])
     for carry, chosen_U, source_U in ((_carry_shared, row_U >= 0, row_U), (_carry_inside, inside_U, before_U)):
         used = np.flatnonzero(chosen_U & wanted.cut & teacher.mask[source_U])
+        steps = _Steps.of(rows, source_U[used], wanted, used, mapping)
         for first in range(0, len(used), _BLOCK_ROWS):
-            target_rows = used[first : first + _BLOCK_ROWS]
-            carry(teacher, source_U[target_rows], target_rows, rows, wanted, mapping, result)
+            carry(teacher, steps.block(first), mapping, result)
     return result
 
 
@@ -110,6 +110,32 @@ class _Rows:
     start: IntArray
     added: IntArray
     cut: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Pairs of rows to carry, with the actual next token of both and where it stands."""
+
+    source: IntArray
+    target: IntArray
+    actual: IntArray  # -1: unknown tokens stand for many texts, so their mass says nothing of this one
+    gold: IntArray
+    read: IntArray  # bytes of the actual token before this cut, a space that is not in the text among them
+    added: IntArray  # 1 where the gold token has such a space
+
+    @staticmethod
+    def of(rows: _Rows, source: IntArray, wanted: _Rows, target: IntArray, mapping: VocabMap) -> _Steps:
+        token, gold = rows.token[source], wanted.token[target]
+        actual = np.where((mapping.lengths.take(token, mode="clip") > 0) & (gold >= 0), token, -1)
+        inside = np.maximum(wanted.position[target] - rows.start[source], 0).astype(np.int32)
+        read, added = np.maximum(rows.added[source], 0) + inside, np.maximum(wanted.added[target], 0)
+        return _Steps(source, target, actual, gold, read, added)
+
+    def block(self, first: int) -> _Steps:
+        rows = slice(first, first + _BLOCK_ROWS)
+        return _Steps(
+            self.source[rows], self.target[rows], self.actual[rows], self.gold[rows], self.read[rows], self.added[rows]
+        )
 
 
 def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows, _Rows]:
@@ -155,36 +181,45 @@ def _nothing(num_rows: int, num_slots: int) -> SparseRows:
     return SparseRows(ids, probs, np.ones(num_rows, np.float32), np.zeros(num_rows, bool))
 
 
-def _carry_shared(
-    teacher: SparseRows,
-    source_P: IntArray,
-    target_P: IntArray,
-    rows: _Rows,
-    wanted: _Rows,
-    mapping: VocabMap,
-    result: SparseRows,
-) -> None:
+def _carry_shared(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result: SparseRows) -> None:
     """At shared cuts: the actual token to the actual token, the others through the map."""
-    ids_PK, probs_PK = teacher.ids.take(source_P, axis=0), teacher.probs.take(source_P, axis=0)
+    ids_PK, probs_PK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
     mapped_PK = mapping.target_ids.take(ids_PK, mode="clip")
+    uneven_P = steps.read != steps.added
     # where only one side puts a space that is not in the text, the other's tokens lose it or gain it
-    read_P, added_P = np.maximum(rows.added[source_P], 0), np.maximum(wanted.added[target_P], 0)
-    if len(uneven := np.flatnonzero(read_P != added_P)):
+    if len(uneven := np.flatnonzero(uneven_P)):
         ids_DK = ids_PK[uneven]
-        read_DK = np.where(mapping.opens_word.take(ids_DK, mode="clip"), read_P[uneven, None], 0)
-        mapped_PK[uneven] = mapping.remainders(ids_DK, read_DK, added_P[uneven, None])
-    # an unknown token stands for many texts, so its mass says nothing of this one
-    actual_P, gold_P = rows.token[source_P], wanted.token[target_P]
-    known_P = (mapping.lengths.take(actual_P, mode="clip") > 0) & (gold_P >= 0)
-    _put_actual(mapped_PK, ids_PK, np.where(known_P, actual_P, -1), gold_P)
-    _settle(mapped_PK, probs_PK, target_P, result)
+        read_DK = np.where(mapping.opens_word.take(ids_DK, mode="clip"), steps.read[uneven, None], 0)
+        mapped_PK[uneven] = mapping.remainders(ids_DK, read_DK, steps.added[uneven, None])
+    # elsewhere the map has sent most actual tokens to the actual token already
+    other = np.flatnonzero(uneven_P | (mapping.target_ids.take(steps.actual, mode="clip") != steps.gold))
+    if len(other):
+        actual_DK = ids_PK[other] == steps.actual[other, None]
+        mapped_PK[other] = np.where(actual_DK, steps.gold[other, None], mapped_PK[other])
+    _settle(mapped_PK, probs_PK, steps.target, result)
+
+
+def _carry_inside(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result: SparseRows) -> None:
+    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
+    ids_QK, probs_QK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
+    # 1) keep the tokens that begin like the actual one, and what they had
+    begins_QK = mapping.begin_alike(ids_QK, steps.actual, steps.read)
+    probs_QK *= begins_QK.astype(np.float32)
+    total_Q = np.einsum("qk->q", probs_QK)
+    probs_QK *= ((1.0 - teacher.rest[steps.source]) / np.where(total_Q > 0, total_Q, 1.0))[:, None]
+    # 2) what follows in the target's own tokens; the actual token continues with the actual one
+    mapped_QK = mapping.remainders(ids_QK, steps.read[:, None], steps.added[:, None], where=begins_QK)
+    actual = np.flatnonzero(ids_QK == steps.actual[:, None])
+    mapped_QK.reshape(-1)[actual] = steps.gold[actual // ids_QK.shape[1]]
+    _settle(mapped_QK, probs_QK, steps.target, result)
+    result.mask[steps.target[total_Q <= 0]] = False
 
 
 def _settle(ids_PK: IntArray, probs_PK: FloatArray, target_P: IntArray, result: SparseRows) -> None:
     """Adds what meets and writes the rows; what is missing to 1 is the rest."""
     _merge(ids_PK, probs_PK)
     slots = ids_PK.shape[1]
-    result.ids[target_P, :slots], result.probs[target_P, :slots] = ids_PK, probs_PK
+    result.ids[:, :slots][target_P], result.probs[:, :slots][target_P] = ids_PK, probs_PK
     result.rest[target_P] = np.maximum(1.0 - np.einsum("pk->p", probs_PK), 0.0)
     result.mask[target_P] = True
 
@@ -193,7 +228,6 @@ def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
     """In place: equal ids of a row become one slot with their sum; the tail's slots and the emptied ones, unused."""
     slots = ids_PK.shape[1]
     bits = (slots - 1).bit_length()
-    assert bits + int(ids_PK.max(initial=0)).bit_length() < 32, "a token id and a slot fit into one 32-bit number"
     # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.
     keys_PK = ids_PK.view(np.uint32) << np.uint32(bits)
     keys_PK |= np.arange(slots, dtype=np.uint32)
@@ -203,42 +237,11 @@ def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
     alike &= keys[1:] < np.uint32(1 << 31)  # the tail's need not meet
     alike[slots - 1 :: slots] = False  # the last of a row and the first of the next
     if len(again := np.flatnonzero(alike)):
-        row_begins, slot_mask = again - again % slots, np.uint32((1 << bits) - 1)
+        row_begins, slot_mask = again // slots * slots, np.uint32((1 << bits) - 1)
         later = row_begins + (keys.take(again + 1) & slot_mask)
-        runs = np.flatnonzero(np.append(True, np.diff(again) != 1))
-        first = (row_begins + (keys.take(again) & slot_mask)).take(runs)
+        runs = np.flatnonzero(np.concatenate(([True], again[1:] - again[:-1] != 1)))
+        first = row_begins.take(runs) + (keys.take(again.take(runs)) & slot_mask)
         probs[first] += np.add.reduceat(probs.take(later), runs)
-        probs[later] = 0.0
-    probs *= ids >= 0
-    ids *= probs > 0
-
-
-def _carry_inside(
-    teacher: SparseRows,
-    source_Q: IntArray,
-    target_Q: IntArray,
-    rows: _Rows,
-    wanted: _Rows,
-    mapping: VocabMap,
-    result: SparseRows,
-) -> None:
-    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
-    ids_QK, probs_QK = teacher.ids.take(source_Q, axis=0), teacher.probs.take(source_Q, axis=0)
-    actual_Q = rows.token[source_Q]
-    read_Q = rows.added[source_Q] + (wanted.position[target_Q] - rows.start[source_Q]).astype(np.int32)
-    # 1) keep the tokens that begin like the actual one, and what they had
-    begins_QK = mapping.begin_alike(ids_QK, actual_Q, read_Q)
-    probs_QK *= begins_QK
-    total_Q = np.einsum("qk->q", probs_QK)
-    probs_QK *= ((1.0 - teacher.rest[source_Q]) / np.where(total_Q > 0, total_Q, 1.0))[:, None]
-    # 2) what follows in the target's own tokens; the actual token continues with the actual one
-    added_Q = np.maximum(wanted.added[target_Q], 0)
-    mapped_QK = mapping.remainders(ids_QK, read_Q[:, None], added_Q[:, None], where=begins_QK)
-    _put_actual(mapped_QK, ids_QK, actual_Q, wanted.token[target_Q])
-    seen = np.flatnonzero(total_Q > 0)
-    _settle(mapped_QK[seen], probs_QK[seen], target_Q[seen], result)
-
-
-def _put_actual(mapped_PK: IntArray, ids_PK: IntArray, actual_P: IntArray, gold_P: IntArray) -> None:
-    actual = np.flatnonzero(ids_PK == actual_P[:, None])
-    mapped_PK.reshape(-1)[actual] = gold_P[actual // ids_PK.shape[1]]
+        probs[later], ids[later] = 0.0, 0
+    probs *= (ids >= 0).astype(np.float32)
+    ids &= ~(ids >> 31)

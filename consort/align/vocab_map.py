@@ -71,7 +71,7 @@ class VocabMap:
         places = self._offsets.take(ids, mode="clip")
         places += bytes_read + np.where(added > 0, np.int32(size), np.int32(0))
         if where is not None:
-            places *= where  # place 0 holds TAIL
+            places *= where.astype(np.int32)  # place 0 holds TAIL
         found: IntArray = self._known.take(places, mode="clip")
         if (missing := found == _UNKNOWN).any():
             wanted = np.unique(places[missing])

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import consort
@@ -36,7 +37,6 @@ def environment() -> dict[str, str | int]:
 def model_card(result: RunResult, config: Config) -> str:
     """README.md of a run's adapters: what they are, how they did, how to make them again. Markdown."""
     bases = dict.fromkeys([config.cloud.model, *(device.slm.model for device in config.devices)])
-    tune = config.tune
     return _CARD.format(
         bases="\n".join(f"- {base}" for base in bases if base),
         name=config.name,
@@ -47,9 +47,10 @@ def model_card(result: RunResult, config: Config) -> str:
             f"- {device.name}: {size(device.uplink_bytes)} sent, {size(device.downlink_bytes)} received"
             for device in result.devices
         ),
-        tune=tune,
-        kd_weight=f"{tune.kd_weight:g}",
-        temperature=f"{tune.temperature:g}",
+        rounds=config.tune.rounds,
+        settings="\n".join(
+            f"- {field.name}: {getattr(config.tune, field.name)}" for field in fields(config.tune)
+        ),
         seed=config.seed,
         seconds=f"{result.seconds:.0f}",
     )
@@ -64,7 +65,7 @@ base_model:
 
 # {name}
 
-{num_devices} small models and one large one, co-tuned with consort {version} over {tune.rounds} rounds.
+{num_devices} small models and one large one, co-tuned with consort {version} over {rounds} rounds.
 Devices sent adapters of the shared proxy only; no text left a device.
 
 ## Result
@@ -78,11 +79,11 @@ against itself before. Majority: exact match of always giving the commonest trai
 
 ## Training
 
-- Each round: {tune.domain_steps} domain steps and {tune.mutual_steps} mutual steps a device,
-  {tune.cloud_steps} steps in the cloud, {tune.batch_rows} rows a step
-- Loss: cross-entropy + {kd_weight} x {tune.divergence}, temperature {temperature},
-  the teacher's {tune.top_k} likeliest tokens and a tail
-- Seed {seed}, {seconds} seconds
+{settings}
+- seed: {seed}
+
+It took {seconds} seconds, and these bytes travelled:
+
 {traffic}
 
 The whole configuration is in `config.toml`; `consort tune config.toml` repeats the run.

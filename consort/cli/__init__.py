@@ -1,7 +1,8 @@
 """The command line: one file a verb, loaded only when it is called, so that `consort --help` is quick.
 
-A verb's module offers `add_arguments(parser)` and `run(args) -> int`. The result goes to stdout, progress and
-errors to stderr; the exit code is 0, 1 for an error the person can mend, 2 for a command that cannot be read.
+A verb's module offers `add_arguments(parser)`, which also sets an example as epilog, and `run(args) -> int`.
+The result goes to stdout, progress and errors to stderr; the exit code is 0, 1 for an error the person can
+mend, 2 for a command that cannot be read.
 """
 
 from __future__ import annotations
@@ -26,17 +27,6 @@ VERBS = {
     "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
     "chat": "talk to a model or adapter",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
-}
-
-EXAMPLES = {
-    "demo": "consort demo --json",
-    "init": "consort init consort.toml",
-    "check": "consort check consort.toml --set devices.bank.slm.lora_rank=4",
-    "doctor": "consort doctor consort.toml",
-    "tune": "consort tune consort.toml --set tune.rounds=3 --run-dir runs/first",
-    "eval": "consort eval --help",
-    "chat": "consort chat --help",
-    "export": "consort export --help",
 }
 
 EPILOG = """\
@@ -104,7 +94,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             verb,
             help=purpose,
             description=f"{purpose[0].upper()}{purpose[1:]}.",
-            epilog=f"example: {EXAMPLES[verb]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         # SUPPRESS: the verb's own default must not undo a --debug given before the verb.

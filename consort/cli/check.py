@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-models", action="store_true", help="leave the models out: values and data only")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.epilog = "example: consort check consort.toml --set devices.bank.slm.lora_rank=4"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir", default="runs", metavar="DIR", help="where runs would go (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.epilog = "example: consort doctor consort.toml"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--demo", action="store_true", help="the demo's own configuration, with its data beside it"
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.epilog = "example: consort init consort.toml"
 
 
 def run(args: argparse.Namespace) -> int:

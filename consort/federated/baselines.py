@@ -31,6 +31,7 @@ from consort.training.adapters import (
 )
 from consort.training.answers import answered
 from consort.training.data import Sample
+from consort.training.loop import LogRow
 from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
@@ -58,11 +59,11 @@ class Tuned:
     downlink_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-def alone(config: Config, site: Site) -> Weights:
-    """The SLM on its own labelled rows, for as many steps as co-tuning gives it."""
-    slm, learner = _slm(config, site)
-    co_train([learner], [pool_of(site.rows.train)], config.tune, steps=_slm_steps(config), seed=site.seed)
-    return read_parameters(learner.parameters)
+def alone(config: Config, site: Site) -> tuple[Weights, list[LogRow]]:
+    """The SLM on its own labelled rows, for as many steps as co-tuning gives it; and the log."""
+    learner = _slm(config, site)
+    log = co_train([learner], [pool_of(site.rows.train)], config.tune, steps=_slm_steps(config), seed=site.seed)
+    return read_parameters(learner.parameters), log
 
 
 def one_directional(config: Config, site: Site, *, proxy_dir: Path) -> Weights:
@@ -106,7 +107,7 @@ def fed_mkt(
     llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
     learned = trainable_part(llm, config.cloud, seed=config.seed)
     cloud = Learner(llm, learned, config.cloud.learning_rate, config.cloud.max_tokens)
-    slms = {site.device.name: _slm(config, site)[1] for site in sites}
+    slms = {site.device.name: _slm(config, site) for site in sites}
     uplink, downlink = dict.fromkeys(slms, 0), dict.fromkeys(slms, 0)
     for round_number in range(tune.rounds):
         seed = config.seed + 1000 * round_number
@@ -138,18 +139,16 @@ def _slm_steps(config: Config) -> int:
     return config.tune.rounds * config.tune.mutual_steps
 
 
-def _slm(config: Config, site: Site) -> tuple[LocalModel, Learner]:
+def _slm(config: Config, site: Site) -> Learner:
     settings = site.device.slm
     slm = load_model(settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=site.device.name)
     learned = trainable_part(slm, settings, seed=site.seed)
-    return slm, Learner(
-        slm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.slm_kd_weight
-    )
+    return Learner(slm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.slm_kd_weight)
 
 
 def _taught_by(teacher: LocalModel, config: Config, site: Site) -> Weights:
     tune = config.tune
-    _, learner = _slm(config, site)
+    learner = _slm(config, site)
     pools = [pool_of(site.rows.train)]
     asked = site.rows.unlabelled[: tune.proxy_answers]
     if asked and tune.answers_share > 0:

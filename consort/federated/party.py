@@ -109,6 +109,10 @@ class Device:
                 return _unpacked(self._journal.once(f"round-{round_number}", _unreachable).payload)
         return None
 
+    def close(self) -> None:
+        """Let another process use the device's folder."""
+        self._journal.close()
+
     def _round(self, shared: Adapter, round_number: int) -> Entry:
         tune, before = self.config.tune, self.state()
         seed = self._seed + 1000 * round_number
@@ -132,10 +136,8 @@ class Device:
         specialist = Learner(
             proxy, lora_parameters(proxy, DOMAIN), self.config.proxy.learning_rate, max_tokens
         )
-        log = _marked(
-            "domain", round_number, self.name,
-            co_train([specialist], [pool_of(self.rows.train)], tune, steps=tune.domain_steps, seed=seed),
-        )  # fmt: skip
+        lessons = co_train([specialist], [pool_of(self.rows.train)], tune, steps=tune.domain_steps, seed=seed)
+        log = _marked("domain", round_number, self.name, lessons)
 
         # 2) the proxy answers the device's own further inputs, and nothing leaves
         pools = [pool_of(self.rows.train)]
@@ -156,10 +158,8 @@ class Device:
                 prompt_weight=tune.prompt_weight,
             ),
         ]
-        log += _marked(
-            "mutual", round_number, self.name,
-            co_train(learners, pools, tune, steps=tune.mutual_steps, seed=seed + 1, bridge=self._bridge),
-        )  # fmt: skip
+        lessons = co_train(learners, pools, tune, steps=tune.mutual_steps, seed=seed + 1, bridge=self._bridge)
+        log += _marked("mutual", round_number, self.name, lessons)
 
         # 4) upload the shared adapter's change; what rounding loses is owed to the next round
         owed = (
@@ -174,7 +174,7 @@ class Device:
             read_parameters(lora_parameters(proxy, DOMAIN)),
             {} if residual is None else residual.tensors,
         )
-        return Entry(_packed(state, packet), {"num_examples": len(self.rows.train)}, log)
+        return Entry(_packed(state, packet), {"num_examples": len(self.rows.train)}, tuple(log))
 
 
 def _marked(phase: str, round_number: int, party: str, log: list[LogRow]) -> list[LogRow]:

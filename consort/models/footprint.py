@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ FLOAT32_BYTES = 4
 # Weight, gradient and Adam's two moments, all float32.
 LEARNED_BYTES = 4 * FLOAT32_BYTES
 # Numbers kept for the backward pass for each input and output of a linear layer. Measured peaks of float32
-# steps: in full 1.5 (GPT-NeoX), 1.7 (Llama), 2.7 (GPT-2); by LoRA 2.3 to 2.7 (Llama): each pair adds a branch.
+# steps: in full 1.5 (GPT-NeoX), 1.7 (Llama), 2.7 (GPT-2); by LoRA 2.3 to 2.7 (Llama): a pair adds a branch.
 KEPT_IN_FULL = 2.0
 KEPT_BY_LORA = 2.7
 RUNTIME_BYTES = 400e6  # Python with torch and transformers imported
@@ -83,7 +84,7 @@ class Footprint:
 
 def read_model_files(model: str) -> ModelFiles:
     """A local directory or Hub id; ModelError says what is missing."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         folder = Path(model)
         shapes = _local_shapes(folder)
     else:
@@ -133,7 +134,8 @@ def _local_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                shapes |= _shapes((name, tensors.get_slice(name).get_shape()) for name in tensors.keys())
+                names = tensors.keys()
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise ModelError("not a safetensors file, or cut short", where=str(file)) from error
     return shapes
@@ -158,12 +160,8 @@ def _hub_folder(model: str) -> tuple[Path, dict[str, tuple[int, ...]]]:
         except (HfHubHTTPError, OSError, ValueError):
             return folder, {}  # the forecast then says that it does not know
         for file in metadata.files_metadata.values():
-            shapes |= _shapes((name, tensor.shape) for name, tensor in file.tensors.items())
+            shapes |= {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     return folder, shapes
-
-
-def _shapes(entries: Iterable[tuple[str, Iterable[int]]]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(shape) for name, shape in entries}
 
 
 def _json(file: Path) -> dict[str, Any]:

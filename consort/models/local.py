@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from consort.align import Vocabulary
 from consort.config import RuntimeConfig
@@ -76,6 +77,7 @@ def resolve_device(name: str) -> torch.device:
 def load_model(path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = "") -> LocalModel:
     """A Hub id or local directory as float32 weights on the runtime's device. ModelError says what is missing."""
     torch.set_num_threads(runtime.threads)
+    disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
     where = str(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)

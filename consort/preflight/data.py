@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_data(config: Config) -> tuple[dict[str, Rows], list[Problem]]:
 
 
 def _read(path: Path, key: str, *, labelled: bool, found: list[Problem]) -> Rows:
-    if not path.exists():
+    if not os.path.exists(path):
         hint = "name a JSONL file, or a directory with train/valid/test.jsonl"
         found.append(Problem(key, f"no such file or directory: {path}", hint, key))
         return Rows({})

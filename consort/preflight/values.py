@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,12 +139,12 @@ def _model_problems(model: ModelConfig, key: str) -> Iterator[Problem]:
         yield from _place_problem(model.model, f"{key}.model")
     else:
         yield _problem(f"{key}.model", "no model is given", "name a local directory or a Hub id")
-    if model.chat_template and not Path(model.chat_template).is_file():
+    if model.chat_template and not os.path.isfile(model.chat_template):
         yield _problem(f"{key}.chat_template", f"no such file: {model.chat_template}", "name a Jinja file")
 
 
 def _place_problem(model: str, key: str) -> Iterator[Problem]:
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         if not (Path(model) / "config.json").is_file():
             yield _problem(key, f"{model} holds no config.json", "a transformers directory is needed")
     elif Path(model).is_absolute():

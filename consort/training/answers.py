@@ -33,7 +33,8 @@ def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) ->
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
     )
     opening, closing = rendered.split(mark)
-    ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    # a template that opens with the question itself leaves only the end of the text before
+    ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"] or [model.eos_id]
     written = generate(model, [ids] * count, max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
     texts = dict.fromkeys(model.vocabulary.decode(continuation) for continuation in written)
     asked = [text.split(closing)[0] for text in texts if closing in text]

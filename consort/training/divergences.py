@@ -1,9 +1,10 @@
-"""Divergences between a teacher and a student over a few events, each with its gradient by the student's event logits.
+"""Divergences of a student from a teacher over a few events, each with its gradient by the events' logits.
 
-Forward KL (Hinton et al., arXiv 1503.02531), reverse KL (MiniLLM, arXiv 2306.08543) and Jensen-Shannon with equal
-weights (GKD, arXiv 2306.13649, beta = 1/2). The last event of a row is the tail: all tokens that have no event of their
-own. An event that does not exist has teacher probability 0 and a student log-probability so low that its exponential
-is 0; it contributes nothing. All values are in nats. Does not average rows and knows no temperature.
+Forward KL (Hinton et al., arXiv 1503.02531), reverse KL (MiniLLM, arXiv 2306.08543) and Jensen-Shannon with
+equal weights (GKD, arXiv 2306.13649, beta = 1/2), in nats. The last event of a row is the tail: all tokens
+without an event of their own. An event that does not exist has teacher probability 0 and a student
+log-probability so low that its exponential is 0; it contributes nothing. Does not average rows and knows no
+temperature.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from consort.config import Divergence
 
-REST_FLOOR = 1e-7  # reverse KL: a teacher's tail of 0 is read as float32's resolution of 1 - sum(probs), not log 0
+REST_FLOOR = (
+    1e-7  # reverse KL: a teacher's tail of 0 is read as float32's resolution of 1 - sum(probs), not log 0
+)
 
 
 def forward_kl(teacher_RE: Tensor, log_q_RE: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +39,7 @@ def reverse_kl(teacher_RE: Tensor, log_q_RE: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jsd(teacher_RE: Tensor, log_q_RE: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of KL(teacher || middle) + KL(student || middle), middle their mean, [R, 1], and its gradient [R, E]."""
+    """(KL(teacher || m) + KL(student || m)) / 2, m their mean, [R, 1], and its gradient [R, E]."""
     q_RE = log_q_RE.exp()
     log_middle_RE = torch.logaddexp(teacher_RE.log(), log_q_RE) - math.log(2)
     ratio_RE = log_q_RE - log_middle_RE

@@ -1,8 +1,9 @@
-"""Distillation loss fused with the language-model head: chunks of rows, gradient in the forward pass, sparse teachers.
+"""Distillation loss fused with the language-model head: sparse teachers, gradient in the forward pass.
 
-Cross-entropy plus a divergence over K teacher tokens and one tail bucket that holds the rest of the vocabulary. As in
-Liger Kernel (arXiv 2410.10989) a chunk's logits become their own gradient in place, so [tokens, vocabulary] is
-never stored. Does not align tokenizers, gives no second derivative, and knows no soft-capping of logits.
+Cross-entropy plus a divergence over K teacher tokens and one tail bucket that holds the rest of the
+vocabulary. As in Liger Kernel (arXiv 2410.10989) a chunk's logits become their own gradient in place, so
+[tokens, vocabulary] is never stored. Does not align tokenizers, gives no second derivative, and knows no
+soft-capping of logits.
 """
 # ruff: noqa: N815 - shape suffixes
 
@@ -28,8 +29,9 @@ _ABSENT = -1e30  # logit of no token; finite, so that a tail without any token m
 class SparseTargets:
     """A teacher's rows at the temperature of the loss: K tokens, and the probability `rest_N` of all others.
 
-    `probs_NK.sum(1) + rest_N == 1`. The ids of a row are distinct where its probability is above 0; a slot of
-    probability 0 is unused and its id is ignored. A row of weight 0 has no teacher: nothing in it is read.
+    `probs_NK.sum(1) + rest_N == 1`. The ids of a row are distinct where its probability is above 0; a slot
+    of probability 0 is unused and its id is ignored. A row of weight 0 has no teacher: nothing in it is
+    read.
     """
 
     ids_NK: Tensor
@@ -40,7 +42,7 @@ class SparseTargets:
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """`total` carries the gradient; the weighted means `cross_entropy` and `divergence`, in nats, carry none."""
+    """`total` carries the gradient; `cross_entropy` and `divergence`, weighted means in nats, none."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -61,13 +63,13 @@ def fused_loss(
     kd_weight: float = 1.0,
     chunk_rows: int | None = None,
 ) -> LossParts:
-    """ce_weight * cross-entropy + kd_weight * temperature^2 * divergence(teacher, softmax(logits / temperature)).
+    """ce_weight * cross-entropy + kd_weight * T^2 * divergence of softmax(logits / T), T the temperature.
 
-    Each part is a mean by its own row weights, and 0 where they sum to 0; a row of weight 0 in both is skipped,
-    whatever it holds. Without `label_weight_N` every label counts 1. Differentiable by hidden, head and bias. The
-    products run in autocast's type where it is on, the loss in float32 (float64 for float64 inputs). `chunk_rows`
-    None takes as many as 104 MiB of logits hold. Prefer the two weights to a factor on the result: a factor copies
-    the head's gradient.
+    Each part is a mean by its own row weights, and 0 where they sum to 0; a row of weight 0 in both is
+    skipped, whatever it holds. Without `label_weight_N` every label counts 1. Differentiable by hidden,
+    head and bias. Products run in autocast's type where it is on, the loss in float32 (float64 for float64
+    inputs). `chunk_rows` None takes as many as 104 MiB of logits hold. Prefer the two weights to a factor
+    on the result: a factor copies the head's gradient.
     """
     assert temperature > 0, temperature
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
@@ -95,7 +97,7 @@ def fused_loss(
 def top_k_targets(
     logits_NV: Tensor, k: int, *, temperature: float = 1.0, weight_N: Tensor | None = None
 ) -> SparseTargets:
-    """The `k` most likely tokens of each row at `temperature`, and the probability of all others, summed exactly."""
+    """The `k` most likely tokens of each row at `temperature`, and the probability of all others, summed."""
     dtype, columns = torch.promote_types(logits_NV.dtype, torch.float32), logits_NV.shape[1]
     parts = []
     for logits_RV in torch.split(logits_NV, max(1, _SLICE_BYTES // (columns * dtype.itemsize))):
@@ -107,7 +109,7 @@ def top_k_targets(
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Chunk by chunk: logits, their gradient in place, and the products that carry it to hidden, head and bias."""
+    """Chunk by chunk: logits, their gradient in place, the products that carry it to hidden and head."""
 
     @staticmethod
     def forward(
@@ -147,7 +149,9 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph: our gradient would silently count as a constant
-            raise RuntimeError("fused_loss has no second derivative; compute the dense loss for create_graph=True")
+            raise RuntimeError(
+                "fused_loss has no second derivative; compute the dense loss for create_graph=True"
+            )
         gradients = ctx.saved_tensors
         if bool(grad_total != 1):
             gradients = [None if gradient is None else gradient * grad_total for gradient in gradients]
@@ -155,7 +159,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> Tensor:
-    """Turns logits into the gradient of the total, in place; returns their cross-entropy and divergence [2]."""
+    """Turns logits into the total's gradient, in place; returns their cross-entropy and divergence [2]."""
     slice_rows = max(1, _SLICE_BYTES // (logits_RW.shape[1] * logits_RW.element_size()))
     parts_2 = logits_RW.new_zeros(2)
     for start in range(0, len(logits_RW), slice_rows):
@@ -195,7 +199,7 @@ def _slice_to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> T
 
 
 def _softmax_in_place(logits_RW: Tensor) -> Tensor:
-    """Softmax of each row in place; returns logsumexp [R, 1]. The largest probability is 1 / sum(exp(z - max))."""
+    """Softmax of each row in place; returns logsumexp [R, 1], for the largest is 1 / sum(exp(z - max))."""
     largest_R1 = logits_RW.amax(1, keepdim=True)
     torch.softmax(logits_RW, 1, out=logits_RW)
     return largest_R1 - logits_RW.amax(1, keepdim=True).log()
@@ -213,7 +217,7 @@ def _fill_logits(logits_RW: Tensor, hidden_RD: Tensor, head_VD: Tensor, bias_V: 
 
 
 def _add_product(sum_VD: Tensor, gradient_VR: Tensor, hidden_RD: Tensor) -> None:
-    """sum += gradient @ hidden in the sum's type, without a second [V, D] where the product has another type."""
+    """sum += gradient @ hidden, without a second [V, D] where the product has another type."""
     if hidden_RD.dtype == sum_VD.dtype:
         sum_VD.addmm_(gradient_VR, hidden_RD)
         return

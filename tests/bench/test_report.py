@@ -161,7 +161,7 @@ def test_pictures_are_well_formed_and_wear_the_colours_of_the_page(tmp_path: Pat
     assert "#010203" not in html
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(text=st.text(max_size=60))
 def test_no_answer_breaks_the_page_or_the_terminal(
     tmp_path_factory: pytest.TempPathFactory, text: str

@@ -116,7 +116,7 @@ def test_init_writes_a_configuration_that_reads_and_never_overwrites_it(
     assert "[cloud]" in file.read_text()
 
 
-@pytest.mark.skipif(not zoo.WEIGHTS.exists(), reason="the bundled models are not there yet")
+@pytest.mark.skipif(not (zoo.WEIGHTS / zoo.CLOUD).exists(), reason="the bundled models are not there yet")
 def test_the_demos_own_configuration_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "consort.toml"
     assert main(["init", "--demo", str(file)]) == 0

@@ -1,4 +1,4 @@
-"""The fused loss is the dense formula: same value, same gradient, for every divergence, temperature and mask."""
+"""The fused loss is the dense one: same value, same gradient, every divergence, temperature and mask."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 ROWS, VOCABULARY, WIDTH, K = 9, 23, 5, 4
 
 
-def dense_parts(logits_NV, labels_N, label_weight_N, targets, *, divergence, temperature) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and divergence as the textbook writes them: full softmax, one event for all other tokens."""
-    ce_N = torch.stack([
-        -torch.log_softmax(row_V, 0)[label] if weight > 0 else row_V.sum() * 0
-        for row_V, label, weight in zip(logits_NV, labels_N, label_weight_N, strict=True)
-    ])
+def dense_parts(
+    logits_NV, labels_N, label_weight_N, targets, *, divergence, temperature
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and divergence as textbooks have them: full softmax, one event for all other tokens."""
+    ce_N = torch.stack(
+        [
+            -torch.log_softmax(row_V, 0)[label] if weight > 0 else row_V.sum() * 0
+            for row_V, label, weight in zip(logits_NV, labels_N, label_weight_N, strict=True)
+        ]
+    )
     divergence_N = []
     for row, probs_V in enumerate(torch.softmax(logits_NV / temperature, 1)):
         if targets.weight_N[row] <= 0:
@@ -54,7 +58,9 @@ def weighted_mean(value_N: Tensor, weight_N: Tensor) -> Tensor:
     return (value_N * weight_N).sum() / weight_N.sum() if weight_N.sum() > 0 else value_N.sum() * 0
 
 
-def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, SparseTargets]:
+def problem(
+    seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor, Tensor, SparseTargets]:
     """Hidden states, head, bias, labels and a teacher whose slots are unsorted and partly unused."""
     rng = torch.Generator().manual_seed(seed)
     hidden_ND, head_VD, bias_V, teacher_NV = (
@@ -93,7 +99,12 @@ def test_value_and_gradients_equal_the_dense_formula(divergence, temperature, ma
     inputs = [tensor.requires_grad_() for tensor in (hidden_ND, head_VD, bias_V)]
 
     ce, kd = dense_parts(
-        hidden_ND @ head_VD.T + bias_V, labels_N, label_weight_N, targets, divergence=divergence, temperature=temperature
+        hidden_ND @ head_VD.T + bias_V,
+        labels_N,
+        label_weight_N,
+        targets,
+        divergence=divergence,
+        temperature=temperature,
     )
     dense = 0.7 * ce + 1.3 * temperature**2 * kd
     parts = fused_loss(
@@ -116,12 +127,15 @@ def test_gradients_equal_finite_differences(divergence, temperature):
 
     def total(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor) -> Tensor:
         parts = fused_loss(
-            hidden_ND, head_VD, labels_N, bias_V=bias_V, targets=targets, divergence=divergence, temperature=temperature,
+            hidden_ND, head_VD, labels_N, bias_V=bias_V, targets=targets, divergence=divergence,
+            temperature=temperature,
             chunk_rows=5,
         )  # fmt: skip
         return parts.total
 
-    assert torch.autograd.gradcheck(total, [tensor.requires_grad_() for tensor in (hidden_ND, head_VD, bias_V)])
+    assert torch.autograd.gradcheck(
+        total, [tensor.requires_grad_() for tensor in (hidden_ND, head_VD, bias_V)]
+    )
 
 
 def test_garbage_in_a_row_without_weight_changes_nothing():
@@ -141,13 +155,17 @@ def test_garbage_in_a_row_without_weight_changes_nothing():
     )
     bad_hidden[2], bad_labels[2], bad_labels[5], ids[2], ids[5] = torch.nan, -100, 10**9, -7, 10**9
     probs[2], rest[5] = torch.nan, torch.inf
-    for value, wanted in zip(run(bad_hidden, bad_labels, SparseTargets(ids, probs, rest, weight_N)), clean, strict=True):
+    for value, wanted in zip(
+        run(bad_hidden, bad_labels, SparseTargets(ids, probs, rest, weight_N)), clean, strict=True
+    ):
         assert torch.equal(value, wanted)
 
 
 def test_garbage_teacher_beside_a_real_label_changes_nothing():
     hidden_ND, head_VD, _, labels_N, targets = problem()
-    none = replace(targets, weight_N=torch.zeros(ROWS), probs_NK=targets.probs_NK * torch.nan, ids_NK=targets.ids_NK - 99)
+    none = replace(
+        targets, weight_N=torch.zeros(ROWS), probs_NK=targets.probs_NK * torch.nan, ids_NK=targets.ids_NK - 99
+    )
     with_garbage = fused_loss(hidden_ND, head_VD, labels_N, targets=none)
     assert torch.equal(with_garbage.total, fused_loss(hidden_ND, head_VD, labels_N).total)
     torch.testing.assert_close(with_garbage.total, F.cross_entropy(hidden_ND @ head_VD.T, labels_N))
@@ -157,9 +175,13 @@ def test_garbage_teacher_beside_a_real_label_changes_nothing():
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_teacher_of_the_whole_vocabulary_is_the_plain_divergence_over_tokens(divergence):
     hidden_ND, head_VD, _, labels_N, _ = problem()
-    teacher_NV = torch.randn(ROWS, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    teacher_NV = torch.randn(
+        ROWS, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     targets = top_k_targets(teacher_NV, 10 * VOCABULARY, temperature=2.0)
-    targets = replace(targets, rest_N=targets.rest_N + 1e-8)  # rounding elsewhere: there is no tail to carry it
+    targets = replace(
+        targets, rest_N=targets.rest_N + 1e-8
+    )  # rounding elsewhere: there is no tail to carry it
     hidden_ND.requires_grad_()
     parts = fused_loss(
         hidden_ND, head_VD, labels_N, targets=targets, divergence=divergence, temperature=2.0, ce_weight=0.0
@@ -187,35 +209,49 @@ def test_a_student_that_equals_its_teacher_has_no_divergence_and_no_gradient(div
 @pytest.mark.parametrize("scale", [30.0, 300.0, 3e4])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_vanishing_tail_keeps_its_exact_gradient_in_float32(divergence, scale):
-    """The student's tail probability underflows; the teacher wants .3 there. 1 - sum(probs) would lose all of it."""
+    """The student's tail probability underflows; the teacher wants .3 there. 1 - sum(probs) loses it all."""
     head_VD, labels_N = torch.eye(6), torch.tensor([0])
     hidden_ND = torch.tensor([[scale, 0.5 * scale, -scale, -scale - 1, -scale - 2, -scale - 3]])
-    targets = SparseTargets(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.2]]), torch.tensor([0.3]), torch.ones(1))
+    targets = SparseTargets(
+        torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.2]]), torch.tensor([0.3]), torch.ones(1)
+    )
     results = []
     for dtype in (torch.float32, torch.float64):
         states_ND = hidden_ND.to(dtype).requires_grad_()
-        doubled = SparseTargets(targets.ids_NK, *(t.to(dtype) for t in (targets.probs_NK, targets.rest_N, targets.weight_N)))
+        doubled = SparseTargets(
+            targets.ids_NK, *(t.to(dtype) for t in (targets.probs_NK, targets.rest_N, targets.weight_N))
+        )
         parts = fused_loss(states_ND, head_VD.to(dtype), labels_N, targets=doubled, divergence=divergence)
         results.append((parts.divergence.double(), torch.autograd.grad(parts.total, states_ND)[0].double()))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
-    if divergence == "forward_kl":  # the tail's missing .3, shared among its tokens as the student's softmax shares it
+    if (
+        divergence == "forward_kl"
+    ):  # the tail's missing .3, shared among its tokens as the student's softmax shares it
         share = torch.softmax(hidden_ND[0, 2:].double(), 0)
         torch.testing.assert_close(results[0][1][0, 2:], -0.3 * share, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_extreme_distributions_stay_finite(divergence):
-    """A teacher sure of one token (rest 0), a student sure of another, and a label that it thinks impossible."""
+    """A teacher sure of one token (rest 0), a student sure of another, a label that it thinks impossible."""
     logits_NV = torch.zeros(3, 50)
     logits_NV[:, 7] = torch.tensor([1e4, -1e4, 90.0])
-    sure = SparseTargets(torch.tensor([[7, 0]] * 3), torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3), torch.ones(3))
+    sure = SparseTargets(
+        torch.tensor([[7, 0]] * 3), torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3), torch.ones(3)
+    )
     for temperature in (0.1, 1.0, 10.0):
         hidden_ND = logits_NV.clone().requires_grad_()
         parts = fused_loss(
-            hidden_ND, torch.eye(50), torch.tensor([3, 7, 7]), targets=sure, divergence=divergence, temperature=temperature
+            hidden_ND,
+            torch.eye(50),
+            torch.tensor([3, 7, 7]),
+            targets=sure,
+            divergence=divergence,
+            temperature=temperature,
         )
         parts.total.backward()
-        assert torch.isfinite(parts.total) and torch.isfinite(hidden_ND.grad).all()
+        assert torch.isfinite(parts.total)
+        assert torch.isfinite(hidden_ND.grad).all()
 
 
 def test_top_k_targets_conserve_probability_and_keep_the_largest():
@@ -229,7 +265,10 @@ def test_top_k_targets_conserve_probability_and_keep_the_largest():
 
 def test_bfloat16_autocast_keeps_the_loss_in_float32_and_near_the_dense_one():
     rng = torch.Generator().manual_seed(4)
-    hidden_ND, head_VD = torch.randn(64, 32, generator=rng).requires_grad_(), torch.randn(300, 32, generator=rng)
+    hidden_ND, head_VD = (
+        torch.randn(64, 32, generator=rng).requires_grad_(),
+        torch.randn(300, 32, generator=rng),
+    )
     labels_N = torch.randint(300, (64,), generator=rng)
     targets = top_k_targets(torch.randn(64, 300, generator=rng), 8)
     head_VD.requires_grad_()
@@ -239,7 +278,9 @@ def test_bfloat16_autocast_keeps_the_loss_in_float32_and_near_the_dense_one():
         parts = fused_loss(hidden_ND.bfloat16(), head_VD, labels_N, targets=targets)
     assert parts.total.dtype == torch.float32
     torch.testing.assert_close(parts.total, exact.total, rtol=2e-3, atol=0)
-    for gradient, reference in zip(torch.autograd.grad(parts.total, [hidden_ND, head_VD]), wanted, strict=True):
+    for gradient, reference in zip(
+        torch.autograd.grad(parts.total, [hidden_ND, head_VD]), wanted, strict=True
+    ):
         assert gradient.dtype == torch.float32
         assert (gradient - reference).norm() < 0.01 * reference.norm()
 
@@ -283,8 +324,10 @@ def test_only_what_learns_gets_a_gradient_and_evaluation_builds_none():
     parts = fused_loss(hidden_ND, head_VD, labels_N, targets=targets)
     parts.total.backward()
     assert torch.equal(parts.total.detach(), evaluated.total)
-    assert hidden_ND.grad is not None and head_VD.grad is None
-    assert not parts.cross_entropy.requires_grad and not parts.divergence.requires_grad
+    assert hidden_ND.grad is not None
+    assert head_VD.grad is None
+    assert not parts.cross_entropy.requires_grad
+    assert not parts.divergence.requires_grad
 
 
 def test_a_gradient_of_the_gradient_is_refused():
@@ -303,10 +346,21 @@ def test_large_vocabulary_equals_the_dense_formula_across_chunks_and_slices():
     for divergence, temperature in itertools.product(DIVERGENCES, (1.0, 2.0)):
         targets = top_k_targets(torch.randn(40, 70_001, generator=rng) * 3, 64, temperature=temperature)
         parts: LossParts = fused_loss(
-            hidden_ND, head_VD, labels_N, targets=targets, divergence=divergence, temperature=temperature, chunk_rows=33
+            hidden_ND,
+            head_VD,
+            labels_N,
+            targets=targets,
+            divergence=divergence,
+            temperature=temperature,
+            chunk_rows=33,
         )
         ce, kd = dense_parts(
-            hidden_ND @ head_VD.T, labels_N, torch.ones(40), targets, divergence=divergence, temperature=temperature
+            hidden_ND @ head_VD.T,
+            labels_N,
+            torch.ones(40),
+            targets,
+            divergence=divergence,
+            temperature=temperature,
         )
         dense = ce + temperature**2 * kd
         torch.testing.assert_close(parts.total, dense, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,97 @@
+"""`consort tune`: co-tune the models of a configuration on their data, and report against tuning alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from consort.config import Config
+from consort.preflight import load_checked
+from consort.training.data import Sample
+
+if TYPE_CHECKING:
+    from consort.bench.results import RunResult
+    from consort.bench.run import RunData
+    from consort.preflight.data import Rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument("file", nargs="?", default="consort.toml", help="the configuration (default: consort.toml)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as a.b=c")
+    add_run_arguments(parser)
+    parser.epilog = "example: consort tune consort.toml --set tune.rounds=3 --run-dir runs/first"
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a run goes and how its result is printed."""
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run goes (default: runs/<name>-<time>)")
+    parser.add_argument("--resume", action="store_true", help="finish an interrupted run of --run-dir")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then run."""
+    found = load_checked(args.file, args.set)
+    progress = Console(stderr=True)
+    for problem in found.problems:
+        progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
+    co_tune_and_print(found.config, run_data(found.config, found.rows), args)
+    return 0
+
+
+def co_tune_and_print(config: Config, data: RunData, args: argparse.Namespace) -> RunResult:
+    """The run itself, with progress on stderr and the result on stdout."""
+    from consort.bench.results import print_result
+    from consort.bench.run import run_co_tuning
+
+    run_dir = args.run_dir or new_run_dir(config.name)
+    progress = Console(stderr=True)
+    started = time.monotonic()
+    with progress.status("starting") as status:
+
+        def report(line: str) -> None:
+            progress.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}")
+            status.update(line)
+
+        result = run_co_tuning(config, data, run_dir, resume=args.resume, report=report)
+    print_result(result, Console())
+    progress.print(f"report: {run_dir / 'report.html'}", markup=False)
+    if args.json:
+        print(json.dumps(result.to_json()))
+    return result
+
+
+def new_run_dir(name: str) -> Path:
+    """A directory that no other run has, named by the time of day."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run_data(config: Config, rows: Mapping[str, Rows]) -> RunData:
+    """The rows a run learns from and is measured on, out of what the preflight has read."""
+    from consort.bench.run import DeviceSplits, RunData
+
+    devices = {}
+    for index, device in enumerate(config.devices):
+        train, test = _train_and_test(rows[f"devices.{index}.data"], config.eval.rows)
+        unlabelled = rows.get(f"devices.{index}.unlabelled")
+        asked = [Sample(sample.prompt, None) for sample in unlabelled.splits["train"]] if unlabelled else []
+        devices[device.name] = DeviceSplits(train, asked, test)
+    public_train, public_test = _train_and_test(rows["public"], config.eval.public_rows)
+    return RunData(public_train, public_test, devices)
+
+
+def _train_and_test(rows: Rows, limit: int) -> tuple[list[Sample], list[Sample]]:
+    """Training rows, and `limit` rows to measure on: of the test split, else the valid split, else the last tenth."""
+    train = list(rows.splits["train"])
+    test = list(rows.splits.get("test") or rows.splits.get("valid") or [])
+    if not test:
+        held_out = max(1, len(train) // 10)
+        train, test = train[:-held_out], train[-held_out:]
+    return train, test[:limit] if limit else test

@@ -1,0 +1,161 @@
+"""The co-tuning round over tiny real models on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from consort.config import Config, DeviceConfig, EvalConfig, ModelConfig, ProxyConfig, RuntimeConfig, TuneConfig
+from consort.errors import ConsortError, UpdateError
+from consort.federated.aggregate import apply_change
+from consort.federated.cloud import Cloud
+from consort.federated.co_plms import co_tune
+from consort.federated.journal import Journal
+from consort.federated.packets import decode_adapter, encode_adapter
+from consort.federated.party import Device, PrivateRows, Update
+from consort.training.data import Sample
+from consort.training.proxy import save_model
+from consort.types import Adapter, Message
+from tests.tiny_models import escaped_spaces, tiny
+
+
+def rows(word, count=8):
+    return [Sample((Message("user", f"{word} {number}?"),), f"{word} {number + 1}") for number in range(count)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    for name, model in {
+        "cloud": tiny("llama"),
+        "proxy": tiny("llama"),
+        "bank": tiny("gpt_neox", escaped_spaces("bpe", lines_apart=True)),
+        "shop": tiny("gpt2"),
+    }.items():
+        save_model(model, tmp_path / name)
+    slm = ModelConfig(trainable="full", learning_rate=1e-3, max_tokens=64)
+    return Config(
+        cloud=ModelConfig(str(tmp_path / "cloud"), max_tokens=64, lora_rank=2),
+        proxy=ProxyConfig(str(tmp_path / "proxy"), distil_steps=0, shared_rank=2, domain_rank=2),
+        devices=tuple(DeviceConfig(name, slm=replace(slm, model=str(tmp_path / name))) for name in ("bank", "shop")),
+        tune=TuneConfig(rounds=2, domain_steps=1, mutual_steps=2, cloud_steps=1, batch_rows=2, proxy_answers=4, public_samples=2),
+        runtime=RuntimeConfig(device="cpu"),
+        eval=EvalConfig(max_new_tokens=4),
+    )
+
+
+def cloud_and_devices(config, folder):
+    devices = [
+        Device(
+            device,
+            config,
+            PrivateRows(rows(device.name), [Sample(row.prompt, None) for row in rows("more", 4)]),
+            proxy_dir=config.proxy.model,
+            journal=Journal.open(folder / device.name, fingerprint="one", resume=True),
+            seed=number,
+        )
+        for number, device in enumerate(config.devices)
+    ]
+    return Cloud(config, rows("public"), proxy_dir=config.proxy.model), devices
+
+
+def run(config, folder, parties=None):
+    cloud, devices = cloud_and_devices(config, folder)
+    told = []
+    with Journal.open(folder, fingerprint="one", resume=True) as journal:
+        outcome = co_tune(cloud, parties or devices, config.tune, journal=journal, seed=0, report=told.append)
+    for device in devices:
+        device.close()
+    return outcome, cloud.decode(outcome.cloud.broadcast), told
+
+
+def equal(first: Adapter, second: Adapter):
+    return all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_every_model_learns_and_every_message_is_counted(config, tmp_path):
+    outcome, shared, _ = run(config, tmp_path / "run")
+    assert any(np.any(tensor) for name, tensor in shared.tensors.items() if name.endswith("lora_B"))
+    assert any(np.any(tensor) for name, tensor in outcome.cloud.llm.items() if "lora_B" in name)
+    assert [(message.party, message.num_examples) for message in outcome.traffic] == [("bank", 8), ("shop", 8)] * 2
+    assert all(message.uplink_bytes and message.downlink_bytes and not message.left_out for message in outcome.traffic)
+
+
+def test_a_run_done_twice_and_a_run_continued_end_in_the_same_bytes(config, tmp_path):
+    whole, _, _ = run(config, tmp_path / "whole")
+    begun = replace(config, tune=replace(config.tune, rounds=1))
+    run(begun, tmp_path / "halves")
+    continued, _, _ = run(config, tmp_path / "halves")
+    assert continued.cloud.packed() == whole.cloud.packed()
+    assert continued.traffic == whole.traffic
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
+    assert metrics[0] == metrics[1]
+
+
+def test_what_leaves_a_device_is_the_shared_adapter_and_nothing_else(config, tmp_path):
+    cloud, (bank, _) = cloud_and_devices(config, tmp_path / "run")
+    shared = cloud.decode(cloud.first_broadcast())
+    update = bank.local_round(shared, 0)
+    moved = decode_adapter(update.packet, base_sha256=shared.base_sha256)
+    assert moved.tensors.keys() == shared.tensors.keys()
+    assert not any(row.answer.encode() in update.packet for row in rows("bank"))
+    assert bank.local_round(shared, 0) == update  # asked again, the same bytes
+
+
+def test_one_party_without_a_cloud_step_gets_its_own_adapter_back(config, tmp_path):
+    tune = replace(config.tune, rounds=1, cloud_steps=0, update_bits=32)
+    alone = replace(config, devices=config.devices[:1], tune=tune)
+    _, shared, _ = run(alone, tmp_path / "run")
+    cloud, (bank,) = cloud_and_devices(alone, tmp_path / "apart")
+    start = cloud.decode(cloud.first_broadcast())
+    update = bank.local_round(start, 0)
+    assert equal(shared, apply_change(start, decode_adapter(update.packet, base_sha256=start.base_sha256)))
+
+
+class Broken:
+    name = "broken"
+
+    def local_round(self, shared, round_number):
+        raise RuntimeError("out of memory")
+
+
+class Poisoned:
+    name = "poisoned"
+
+    def local_round(self, shared, round_number):
+        huge = {name: np.full_like(tensor, 1e30) for name, tensor in shared.tensors.items()}
+        packet, _ = encode_adapter(Adapter(huge, shared.scaling, shared.base_sha256), bits=32)
+        return Update(self.name, round_number, packet, num_examples=1_000_000)
+
+
+def test_a_device_that_fails_or_sends_nonsense_is_left_out_and_named(config, tmp_path):
+    config = replace(config, tune=replace(config.tune, rounds=1, max_update_norm=100.0))
+    _, devices = cloud_and_devices(config, tmp_path / "run")
+    outcome, shared, told = run(config, tmp_path / "other", [Broken(), *devices, Poisoned()])
+    left_out = {message.party: message.left_out for message in outcome.traffic if message.left_out}
+    assert left_out.keys() == {"broken", "poisoned"}
+    assert "out of memory" in left_out["broken"]
+    assert any("poisoned is left out" in line for line in told)
+    _, without, _ = run(config, tmp_path / "without", devices)
+    assert equal(shared, without)
+
+
+def test_non_finite_numbers_never_become_a_packet(config, tmp_path):
+    cloud, _ = cloud_and_devices(config, tmp_path / "run")
+    shared = cloud.decode(cloud.first_broadcast())
+    bad = {name: np.full_like(tensor, np.nan) for name, tensor in shared.tensors.items()}
+    with pytest.raises(UpdateError):
+        encode_adapter(Adapter(bad, shared.scaling, shared.base_sha256), bits=8)
+
+
+def test_a_round_that_no_device_completes_stops_the_run_with_the_reasons(config, tmp_path):
+    with pytest.raises(ConsortError, match=r"no device completed round 1"):
+        run(config, tmp_path / "run", [Broken()])
+
+
+def test_partial_participation_draws_the_same_parties_for_a_seed(config, tmp_path):
+    half = replace(config, tune=replace(config.tune, participation=0.5, cloud_steps=0))
+    drawn = [[message.party for message in run(half, tmp_path / name)[0].traffic] for name in ("a", "b")]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 2
