@@ -1,4 +1,5 @@
-"""The configuration of a run: `consort.toml` as frozen dataclasses. Every field has a default, a unit and a reason.
+"""The configuration of a run: `consort.toml` as frozen dataclasses. Every field has a default, a unit and a
+reason.
 
 Reading, overriding (`--set a.b=c`) and checking live in `config_file`; nothing here touches a file.
 """
@@ -53,7 +54,8 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
-    """The co-tuning round (Co-PLMs, arXiv 2511.11678): docs/paper_index.md says what is known and what is our choice."""
+    """The co-tuning round (Co-PLMs, arXiv 2511.11678): docs/paper_index.md says what is known and what is our
+    choice."""
 
     rounds: int = 2
     domain_steps: int = 60  # DST a round: the domain adapter learns the private rows
@@ -62,19 +64,31 @@ class TuneConfig:
     batch_rows: int = 16  # rows a step
     divergence: Divergence = "forward_kl"
     temperature: float = 1.0
-    slm_kd_weight: float = 1.0  # of the divergence from the proxy, beside the SLM's cross-entropy; 0: the proxy does not teach
+    slm_kd_weight: float = (
+        1.0  # of the divergence from the proxy, beside the SLM's cross-entropy; 0: the proxy does not teach
+    )
     proxy_kd_weight: float = 0.3  # of the divergence from the weaker SLM; 0: the SLM does not teach
-    cloud_kd_weight: float = 1.0  # of the divergence from the devices' proxies, beside the LLM's cross-entropy
-    prompt_weight: float = 0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
+    cloud_kd_weight: float = (
+        1.0  # of the divergence from the devices' proxies, beside the LLM's cross-entropy
+    )
+    prompt_weight: float = (
+        0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
+    )
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token
     proxy_answers: int = 1500  # unlabelled inputs the proxy answers a device; 0: labelled rows only
     answers_share: float = 0.5  # of a batch, once there are answers
     participation: float = 1.0  # share of the devices drawn for a round
-    update_bits: Literal[8, 32] = 8  # bits a parameter on the wire; 8 keeps its rounding error for the next round
+    update_bits: Literal[8, 32] = (
+        8  # bits a parameter on the wire; 8 keeps its rounding error for the next round
+    )
     max_update_norm: float = 0.0  # a larger update is refused; 0 accepts any finite one
-    cloud_teachers: Literal["each", "mean"] = "each"  # the LLM learns from every device's proxy, or from their average
-    public_samples: int = 0  # prompts a device's proxy makes up in the cloud each round, beside the public rows
+    cloud_teachers: Literal["each", "mean"] = (
+        "each"  # the LLM learns from every device's proxy, or from their average
+    )
+    public_samples: int = (
+        0  # prompts a device's proxy makes up in the cloud each round, beside the public rows
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,9 @@ class RuntimeConfig:
     """Where and how the arithmetic runs."""
 
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; weights that learn stay float32
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of the arithmetic; weights that learn stay float32
+    )
     threads: int = 1  # torch threads; two collapse as soon as another process computes (FACTS: 20x)
 
 
@@ -101,7 +117,9 @@ class Config:
 
     name: str = "consort"
     seed: int = 0
-    public: str = ""  # the data every party may see: a directory with train/valid/test.jsonl, or one JSONL file
+    public: str = (
+        ""  # the data every party may see: a directory with train/valid/test.jsonl, or one JSONL file
+    )
     cloud: ModelConfig = field(default_factory=ModelConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     devices: tuple[DeviceConfig, ...] = ()

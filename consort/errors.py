@@ -6,8 +6,8 @@ from __future__ import annotations
 class ConsortError(Exception):
     """A failure that is reported to a person, never as a traceback.
 
-    `where` names the file, key, device or model concerned; `hint` is the next thing to try. `code` and `http_status`
-    are how the same failure reads to a program.
+    `where` names the file, key, device or model concerned; `hint` is the next thing to try. `code` and
+    `http_status` are how the same failure reads to a program.
     """
 
     code = "consort_error"

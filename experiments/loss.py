@@ -45,7 +45,11 @@ class Case:
     autocast: bool = False
 
 
-LARGE = [Case(512, 152_064, 896, 128, temperature, learns) for temperature in (1.0, 2.0) for learns in (True, False)]
+LARGE = [
+    Case(512, 152_064, 896, 128, temperature, learns)
+    for temperature in (1.0, 2.0)
+    for learns in (True, False)
+]
 LARGE.append(Case(512, 152_064, 896, 128, 1.0, True, autocast=True))
 EVERYDAY = [
     Case(rows, vocabulary, width, 24, temperature)
@@ -71,7 +75,9 @@ def inputs_of(case: Case) -> Inputs:
     targets = top_k_targets(teacher_NV, case.k, temperature=case.temperature)
     return Inputs(
         torch.randn(case.rows, case.width, generator=rng).requires_grad_(),
-        (case.width**-0.5 * torch.randn(case.vocabulary, case.width, generator=rng)).requires_grad_(case.head_learns),
+        (case.width**-0.5 * torch.randn(case.vocabulary, case.width, generator=rng)).requires_grad_(
+            case.head_learns
+        ),
         torch.randint(case.vocabulary, (case.rows,), generator=rng),
         teacher_NV.div_(case.temperature).softmax(1),
         targets,
@@ -87,7 +93,11 @@ def dense(inputs: Inputs, case: Case) -> Tensor:
 
 def fused(inputs: Inputs, case: Case) -> Tensor:
     return fused_loss(
-        inputs.hidden_ND, inputs.head_VD, inputs.labels_N, targets=inputs.targets, temperature=case.temperature
+        inputs.hidden_ND,
+        inputs.head_VD,
+        inputs.labels_N,
+        targets=inputs.targets,
+        temperature=case.temperature,
     ).total
 
 
@@ -131,13 +141,17 @@ def extra_megabytes(case: Case, method: str) -> float:
 
 def _measure_memory(case: Case, method: str, inputs: Inputs) -> float:
     torch.set_num_threads(1)
-    step(method, inputs_of(Case(8, 256, 16, 4, case.temperature, autocast=case.autocast)), case)  # loads the kernels
+    step(
+        method, inputs_of(Case(8, 256, 16, 4, case.temperature, autocast=case.autocast)), case
+    )  # loads the kernels
     for tensor in (inputs.hidden_ND, inputs.head_VD, inputs.teacher_NV):
         assert torch.isfinite(tensor.detach().sum())  # touches every page
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at the present size
     before = _resident_bytes("VmRSS")
     step(method, inputs, case)
-    returned = [tensor.grad.nbytes for tensor in (inputs.hidden_ND, inputs.head_VD) if tensor.grad is not None]
+    returned = [
+        tensor.grad.nbytes for tensor in (inputs.hidden_ND, inputs.head_VD) if tensor.grad is not None
+    ]
     return (_resident_bytes("VmHWM") - before - sum(returned)) / 1e6
 
 
@@ -164,13 +178,19 @@ def gradient_error() -> float:
 
 def hardware() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     return f"{name}, {os.cpu_count()} cores, 1 thread used, torch {torch.__version__}"
 
 
 def commit() -> str:
     asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
     )
     return asked.stdout.strip() or "none"
 
@@ -200,7 +220,9 @@ def as_markdown(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5, help="pairs of runs a large case (40 times as many for a small one)")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="pairs of runs a large case (40 times as many for a small one)"
+    )
     parser.add_argument("--skip-large", action="store_true", help="only the everyday sizes; writes no result")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -54,7 +54,9 @@ def main() -> None:
     args = parser.parse_args()
     data = real_data.load(seed=0)
     for recipe in RECIPES:
-        if (not args.only or args.only == recipe.name) and not (args.out / recipe.name / "model.safetensors").exists():
+        if (not args.only or args.only == recipe.name) and not (
+            args.out / recipe.name / "model.safetensors"
+        ).exists():
             train(recipe, data, args.out, RuntimeConfig(device="cpu", precision=args.precision))
 
 
@@ -65,12 +67,21 @@ def train(recipe: Recipe, data: real_data.RealData, out: Path, runtime: RuntimeC
     texts = (f"{sample.prompt[0].content}\n{sample.answer}" for sample in samples)  # type: ignore[union-attr]
     tokenizer = tiny_models.train_tokenizer(recipe.family, recipe.vocabulary, itertools.islice(texts, 30_000))
     model = tiny_models.new_model(
-        recipe.name, tokenizer, recipe.architecture, width=recipe.width, layers=recipe.layers, seed=1, runtime=runtime
+        recipe.name,
+        tokenizer,
+        recipe.architecture,
+        width=recipe.width,
+        layers=recipe.layers,
+        seed=1,
+        runtime=runtime,
     )
     packed = pack(samples, model)
     out.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    print(f"{recipe.name}: {parameters / 1e6:.2f}M parameters, {packed.ids_NT.numel() / 1e6:.2f}M tokens", flush=True)
+    print(
+        f"{recipe.name}: {parameters / 1e6:.2f}M parameters, {packed.ids_NT.numel() / 1e6:.2f}M tokens",
+        flush=True,
+    )
     log = pretrain(
         model,
         packed,
@@ -91,7 +102,10 @@ def mixture(recipe: Recipe, data: real_data.RealData) -> list[Sample]:
     other_rows = [sample for name in real_data.OTHER_TASKS for sample in data.public[name]]
     rng = random.Random(f"mixture {recipe.name}")
     wanted, rows = 6_000_000, []
-    for pool, share in ((device_rows, recipe.share_of_device_tasks), (other_rows, 1 - recipe.share_of_device_tasks)):
+    for pool, share in (
+        (device_rows, recipe.share_of_device_tasks),
+        (other_rows, 1 - recipe.share_of_device_tasks),
+    ):
         characters = 0
         while characters < wanted * share:
             rng.shuffle(pool)

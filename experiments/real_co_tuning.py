@@ -22,9 +22,17 @@ import numpy as np
 import real_data
 import rival_alignment
 
-from consort.align import SparseRows, Spans, Vocabulary
+from consort.align import Spans, SparseRows, Vocabulary
 from consort.bench.metrics import majority_baseline, score_answers
-from consort.config import Config, DeviceConfig, EvalConfig, ModelConfig, ProxyConfig, RuntimeConfig, TuneConfig
+from consort.config import (
+    Config,
+    DeviceConfig,
+    EvalConfig,
+    ModelConfig,
+    ProxyConfig,
+    RuntimeConfig,
+    TuneConfig,
+)
 from consort.federated import baselines
 from consort.federated.baselines import Site, Tuned
 from consort.federated.cloud import Cloud
@@ -61,12 +69,24 @@ CHANGES: dict[str, Callable[[Config], Config]] = {
     "slm_lora": lambda config: replace(
         config,
         devices=tuple(
-            replace(device, slm=replace(device.slm, trainable="lora", lora_rank=16, lora_alpha=32.0, learning_rate=3e-3))
+            replace(
+                device,
+                slm=replace(device.slm, trainable="lora", lora_rank=16, lora_alpha=32.0, learning_rate=3e-3),
+            )
             for device in config.devices
         ),
     ),
 }
-OTHERS = ("zero_shot", "alone", "one_directional", "one_directional_labelled", "centralised", "fed_lora", "fed_collm", "fed_mkt")
+OTHERS = (
+    "zero_shot",
+    "alone",
+    "one_directional",
+    "one_directional_labelled",
+    "centralised",
+    "fed_lora",
+    "fed_collm",
+    "fed_mkt",
+)
 
 
 def main() -> None:
@@ -92,9 +112,13 @@ def base_config(seed: int) -> Config:
     return Config(
         name="real",
         seed=seed,
-        cloud=ModelConfig(str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=1e-3, max_tokens=256),
+        cloud=ModelConfig(
+            str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=1e-3, max_tokens=256
+        ),
         proxy=ProxyConfig(layers=3, distil_steps=400, learning_rate=2e-3, shared_rank=8, domain_rank=8),
-        devices=tuple(DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES),
+        devices=tuple(
+            DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES
+        ),
         tune=TUNE,
         runtime=RuntimeConfig(device="cpu"),
         eval=EvalConfig(rows=200, max_new_tokens=48),
@@ -108,7 +132,12 @@ def prepare_proxy() -> Path:
         config = base_config(seed=0)
         cloud = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
         proxy, _ = distil_proxy(
-            cloud, config.proxy, public_rows(), config.tune, seed=0, on_log=lambda row: print("proxy", row, flush=True)
+            cloud,
+            config.proxy,
+            public_rows(),
+            config.tune,
+            seed=0,
+            on_log=lambda row: print("proxy", row, flush=True),
         )
         save_model(proxy, folder)
     return folder
@@ -146,7 +175,10 @@ def run_arm(arm: str, seed: int) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
-    means = {name: (round(100 * device["em"], 1), round(100 * device["rouge_l"], 1)) for name, device in result["devices"].items()}
+    means = {
+        name: (round(100 * device["em"], 1), round(100 * device["rouge_l"], 1))
+        for name, device in result["devices"].items()
+    }
     cloud = {name: round(100 * scores["em"], 1) for name, scores in result["cloud"].items()}
     print(f"{arm} seed {seed}: {means} cloud {cloud} {result['seconds']} s", flush=True)
 
@@ -158,12 +190,17 @@ def measure(config: Config, data: real_data.RealData, tuned: Tuned) -> dict[str,
         rows = data.devices[device.name]
         model = _device_model(config, device, tuned)
         devices[device.name] = _scores(model, rows.test, config) | {
-            "majority": majority_baseline([row.answer or "" for row in rows.train], [row.answer or "" for row in rows.test])
+            "majority": majority_baseline(
+                [row.answer or "" for row in rows.train], [row.answer or "" for row in rows.test]
+            )
         }
     llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
     if tuned.llm:
         write_parameters(trainable_part(llm, config.cloud, seed=config.seed), tuned.llm, where="cloud")
-    sets = {name: rows.test for name, rows in data.devices.items()} | {"lacked": data.lacked, "elsewhere": data.public_test}
+    sets = {name: rows.test for name, rows in data.devices.items()} | {
+        "lacked": data.lacked,
+        "elsewhere": data.public_test,
+    }
     return {"devices": devices, "cloud": {name: _scores(llm, rows, config) for name, rows in sets.items()}}
 
 
@@ -184,14 +221,18 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
     ]
     with Journal.open(work, fingerprint=repr(config), resume=True) as journal:
         cloud = Cloud(config, public_rows(), proxy_dir=proxy_dir)
-        outcome = co_tune(cloud, devices, config.tune, journal=journal, seed=config.seed, report=lambda line: None)
+        outcome = co_tune(
+            cloud, devices, config.tune, journal=journal, seed=config.seed, report=lambda line: None
+        )
     up, down = dict.fromkeys(data.devices, 0), dict.fromkeys(data.devices, 0)
     for message in outcome.traffic:
         assert not message.left_out, message
         up[message.party] += message.uplink_bytes
         down[message.party] += message.downlink_bytes
     states = {device.name: device.state() for device in devices}
-    tuned = Tuned({name: state.slm for name, state in states.items() if state}, {}, outcome.cloud.llm or None, up, down)
+    tuned = Tuned(
+        {name: state.slm for name, state in states.items() if state}, {}, outcome.cloud.llm or None, up, down
+    )
     return tuned, {"memorised": _memorised(config, data, cloud.decode(outcome.cloud.broadcast))}
 
 
@@ -212,9 +253,16 @@ def _other(arm: str, config: Config, data: real_data.RealData) -> Tuned:
     if arm == "alone":
         return Tuned({site.device.name: baselines.alone(config, site)[0] for site in sites})
     if arm == "one_directional":
-        return Tuned({site.device.name: baselines.one_directional(config, site, proxy_dir=proxy_dir) for site in sites})
+        return Tuned(
+            {site.device.name: baselines.one_directional(config, site, proxy_dir=proxy_dir) for site in sites}
+        )
     if arm == "one_directional_labelled":
-        return Tuned({site.device.name: baselines.one_directional(labelled, site, proxy_dir=proxy_dir) for site in sites})
+        return Tuned(
+            {
+                site.device.name: baselines.one_directional(labelled, site, proxy_dir=proxy_dir)
+                for site in sites
+            }
+        )
     if arm == "centralised":
         return baselines.centralised(config, sites, public)
     if arm == "fed_lora":
@@ -227,7 +275,11 @@ def _other(arm: str, config: Config, data: real_data.RealData) -> Tuned:
 
 def _sites(config: Config, data: real_data.RealData) -> list[Site]:
     return [
-        Site(device, PrivateRows(data.devices[device.name].train, data.devices[device.name].unlabelled), seed=100 * config.seed + number)
+        Site(
+            device,
+            PrivateRows(data.devices[device.name].train, data.devices[device.name].unlabelled),
+            seed=100 * config.seed + number,
+        )
         for number, device in enumerate(config.devices)
     ]
 
@@ -243,7 +295,13 @@ def rival_bridge(teacher: Vocabulary, student: Vocabulary) -> Bridge:
 
 def _device_model(config: Config, device: DeviceConfig, tuned: Tuned) -> LocalModel:
     if device.name in tuned.proxies:
-        proxy = load_proxy(MODELS / "proxy", config.proxy, config.runtime, shared=tuned.proxies[device.name], seed=config.seed)
+        proxy = load_proxy(
+            MODELS / "proxy",
+            config.proxy,
+            config.runtime,
+            shared=tuned.proxies[device.name],
+            seed=config.seed,
+        )
         use_adapters(proxy, [SHARED])
         return proxy
     slm = load_model(device.slm.model, runtime=config.runtime, name=device.name)
@@ -260,7 +318,6 @@ def _scores(model: LocalModel, rows: Sequence[Sample], config: Config) -> dict[s
 
 def _tuned(config: Config, **changes: Any) -> Config:
     return replace(config, tune=replace(config.tune, **changes))
-
 
 
 if __name__ == "__main__":

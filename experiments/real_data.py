@@ -76,7 +76,9 @@ def load(seed: int, *, test_rows: int = 200) -> RealData:
             test=[_sample(row) for row in test[:test_rows]],
         )
         lacked += [_sample(row) for row in test if row.get("domain") in LACKED_DOMAINS][:test_rows]
-        public_test += [_sample(row) for row in test[test_rows:] if row.get("domain") not in LACKED_DOMAINS][:50]
+        public_test += [_sample(row) for row in test[test_rows:] if row.get("domain") not in LACKED_DOMAINS][
+            :50
+        ]
     for name in OTHER_TASKS:
         public[name] = [_sample(row) for row in _rows(name, "train")]
         public_test += [_sample(row) for row in _rows(name, "test")[:20]]

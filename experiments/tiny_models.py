@@ -52,17 +52,25 @@ def train_tokenizer(family: Family, vocabulary: int, texts: Iterable[str]) -> Pr
         if family == "sentencepiece_bpe":
             tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token=END))
             trainer = trainers.BpeTrainer(
-                vocab_size=vocabulary, special_tokens=[*special, *byte_tokens], show_progress=False, max_token_length=16
+                vocab_size=vocabulary,
+                special_tokens=[*special, *byte_tokens],
+                show_progress=False,
+                max_token_length=16,
             )
         else:
             tokenizer = Tokenizer(models.Unigram())
             trainer = trainers.UnigramTrainer(
-                vocab_size=vocabulary, special_tokens=[*special, *byte_tokens], unk_token=END, show_progress=False
+                vocab_size=vocabulary,
+                special_tokens=[*special, *byte_tokens],
+                unk_token=END,
+                show_progress=False,
             )
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         # llama.cpp never joins across a line's end, so neither do these: their models can be exported to GGUF
         lines = pre_tokenizers.Split("\n", "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Split("▁", "merged_with_next")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [lines, pre_tokenizers.Split("▁", "merged_with_next")]
+        )
         tokenizer.decoder = marks
     tokenizer.train_from_iterator(texts, trainer)
     if family == "unigram":
@@ -79,9 +87,17 @@ def train_tokenizer(family: Family, vocabulary: int, texts: Iterable[str]) -> Pr
     )
 
 
-def build_model(architecture: Architecture, *, vocabulary: int, width: int, layers: int, context: int = 512) -> PreTrainedModel:
+def build_model(
+    architecture: Architecture, *, vocabulary: int, width: int, layers: int, context: int = 512
+) -> PreTrainedModel:
     """A fresh model with tied embeddings, two (GPT-NeoX, GPT-2, Bloom: four) heads per 64 channels."""
-    shared = {"vocab_size": vocabulary, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    shared = {
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+    }
     heads = max(2, width // 32)
     gated = {
         "hidden_size": width,
@@ -109,10 +125,19 @@ def build_model(architecture: Architecture, *, vocabulary: int, width: int, laye
     if architecture == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(
-                n_embd=width, n_layer=layers, n_head=heads, n_positions=context, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shared
+                n_embd=width,
+                n_layer=layers,
+                n_head=heads,
+                n_positions=context,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **shared,
             )
         )
-    return BloomForCausalLM(BloomConfig(hidden_size=width, n_layer=layers, n_head=heads, seq_length=context, **shared))
+    return BloomForCausalLM(
+        BloomConfig(hidden_size=width, n_layer=layers, n_head=heads, seq_length=context, **shared)
+    )
 
 
 def new_model(

@@ -48,8 +48,11 @@ def adapter_tables(directory: Path, tasks: Path) -> tuple[list[dict], list[dict]
         for i in range(39)
         for side, shape in (("A", (8, 128)), ("B", (128, 8)))
     ]
-    normal = Adapter({n: rng.normal(size=s).astype(np.float32) * 0.01 for n, s in modules}, 2.0, "0" * 64)
-    packets = [packet_line("normal numbers, rank 8, width 128", [normal] * 2)]
+    normal = [
+        Adapter({n: rng.normal(size=s).astype(np.float32) for n, s in modules}, 2.0, "0" * 64)
+        for _ in range(ROUNDS)
+    ]
+    packets = [packet_line("normal numbers, rank 8, width 128", normal)]
     packets += [packet_line(f"trained, seed {seed}", run["changes"]) for seed, run in exact.items()]
     return packets, lines
 

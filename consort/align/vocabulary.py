@@ -148,10 +148,10 @@ def _configured_eos(path: Path) -> str | None:
 
 
 def _make_unreachable(pieces: list[list[Any]]) -> None:
-    """Unigram finds "</s>" in a text where the file does not mark it as special: no path may score that low."""
+    """Unigram finds "</s>" in a text where its file does not mark it as special: such pieces get a name no text has."""
     for piece in pieces:
         if piece[0] in _CONTROLS:
-            piece[1] = -1e6
+            piece[0] = "\U0010ffff" + piece[0]
 
 
 def _build(spec: Json) -> Tokenizer:

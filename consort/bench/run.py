@@ -1,6 +1,7 @@
 """A whole co-tuning run: distil, measure, tune alone, co-tune, measure, write the run directory.
 
-Every step is in the journal, so `--resume` repeats none of them. Training itself is in `training` and `federated`.
+Every step is in the journal, so `--resume` repeats none of them. Training itself is in `training` and
+`federated`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ class Run:
     def __init__(
         self, config: Config, data: RunData, run_dir: Path, journal: Journal, report: Callable[[str], None]
     ) -> None:
-        self.config, self.data, self.run_dir, self.journal, self.report = config, data, run_dir, journal, report
+        self.config, self.data, self.run_dir, self.journal, self.report = (
+            config,
+            data,
+            run_dir,
+            journal,
+            report,
+        )
         self.started = time.monotonic()
 
     def execute(self) -> RunResult:
@@ -79,7 +86,10 @@ class Run:
             apart[device.name] = self._slm_answers(device, self._alone(device, number), "alone")
         outcome, weights = self._co_tune(proxy_dir)
         self.report("measuring every model after co-tuning")
-        after = {device.name: self._slm_answers(device, weights[device.name], "after") for device in self.config.devices}
+        after = {
+            device.name: self._slm_answers(device, weights[device.name], "after")
+            for device in self.config.devices
+        }
         cloud_after = self._cloud_answers(outcome.cloud, "after")
         result = self._result(outcome, before, apart, after, cloud_before, cloud_after)
         self._keep(outcome, weights, proxy_dir, result)
@@ -94,13 +104,17 @@ class Run:
         def work() -> Entry:
             self.report(f"distilling the proxy from the cloud model: {proxy.distil_steps} steps")
             cloud = load_model(self.config.cloud.model, runtime=self.config.runtime, name="cloud")
-            distilled, log = distil_proxy(cloud, proxy, self.data.public_train, self.config.tune, seed=self.config.seed)
+            distilled, log = distil_proxy(
+                cloud, proxy, self.data.public_train, self.config.tune, seed=self.config.seed
+            )
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             save_model(distilled, unfinished)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
-            return Entry(b"", {}, tuple({"phase": "distil", "round": 0, "party": "proxy", **row} for row in log))
+            return Entry(
+                b"", {}, tuple({"phase": "distil", "round": 0, "party": "proxy", **row} for row in log)
+            )
 
         self.journal.once("proxy", work)
         return folder
@@ -122,10 +136,19 @@ class Run:
                 self.run_dir / "devices" / device.name, fingerprint=fingerprint(config), resume=True
             )
             devices.append(
-                Device(device, config, self._private(device), proxy_dir=proxy_dir, journal=journal, seed=self._seed(number))
+                Device(
+                    device,
+                    config,
+                    self._private(device),
+                    proxy_dir=proxy_dir,
+                    journal=journal,
+                    seed=self._seed(number),
+                )
             )
         cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
-        outcome = co_tune(cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report)
+        outcome = co_tune(
+            cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report
+        )
         states = {device.name: device.state() for device in devices}
         for device in devices:
             device.close()
@@ -137,7 +160,9 @@ class Run:
 
     def _cloud_answers(self, state: CloudState | None, when: str) -> dict[str, list[str]]:
         """On every device's test rows, and on public rows that nobody trained on."""
-        sets = {name: rows.test for name, rows in self.data.devices.items()} | {"public": self.data.public_test}
+        sets = {name: rows.test for name, rows in self.data.devices.items()} | {
+            "public": self.data.public_test
+        }
         llm: list[LocalModel] = []  # loaded once, if any of the answers is missing
 
         def loaded() -> LocalModel:
@@ -145,18 +170,25 @@ class Run:
                 llm.append(self._llm(state))
             return llm[0]
 
-        return {name: self._answers(f"{when}/cloud/{name}", loaded, rows) for name, rows in sets.items() if rows}
+        return {
+            name: self._answers(f"{when}/cloud/{name}", loaded, rows) for name, rows in sets.items() if rows
+        }
 
     def _answers(self, key: str, model: Callable[[], LocalModel], rows: Sequence[Sample]) -> list[str]:
         def work() -> Entry:
-            return Entry(json.dumps(answer(model(), rows, max_new_tokens=self.config.eval.max_new_tokens)).encode())
+            return Entry(
+                json.dumps(answer(model(), rows, max_new_tokens=self.config.eval.max_new_tokens)).encode()
+            )
 
         texts: list[str] = json.loads(self.journal.once(key, work).payload)
         return texts
 
     def _slm(self, device: DeviceConfig, weights: Weights | None) -> LocalModel:
         slm = load_model(
-            device.slm.model, runtime=self.config.runtime, chat_template=device.slm.chat_template, name=device.name
+            device.slm.model,
+            runtime=self.config.runtime,
+            chat_template=device.slm.chat_template,
+            name=device.name,
         )
         if weights:
             write_parameters(trainable_part(slm, device.slm, seed=0), weights, where=device.name)
@@ -164,7 +196,9 @@ class Run:
 
     def _llm(self, state: CloudState | None) -> LocalModel:
         cloud = self.config.cloud
-        llm = load_model(cloud.model, runtime=self.config.runtime, chat_template=cloud.chat_template, name="cloud")
+        llm = load_model(
+            cloud.model, runtime=self.config.runtime, chat_template=cloud.chat_template, name="cloud"
+        )
         if state is not None and state.llm:
             write_parameters(trainable_part(llm, cloud, seed=0), state.llm, where="cloud")
         return llm
@@ -208,7 +242,13 @@ class Run:
             rows = self.data.public_test if name == "public" else self.data.devices[name].test
             learned = self.data.public_train if name == "public" else self.data.devices[name].train
             domains.append(
-                CloudResult(name, "", _scores(answers, rows), _scores(cloud_after[name], rows), _majority(learned, rows))
+                CloudResult(
+                    name,
+                    "",
+                    _scores(answers, rows),
+                    _scores(cloud_after[name], rows),
+                    _majority(learned, rows),
+                )
             )
         asked = {name: self.data.devices[name].test for name in self.data.devices}
         together = [sample for rows in asked.values() for sample in rows]
@@ -221,7 +261,8 @@ class Run:
             tuple(domains),
         )
         examples = tuple(
-            self._example(device.name, before, after, cloud_before, cloud_after) for device in self.config.devices[:3]
+            self._example(device.name, before, after, cloud_before, cloud_after)
+            for device in self.config.devices[:3]
         )
         return RunResult(tuple(devices), cloud, time.monotonic() - self.started, str(self.run_dir), examples)
 
@@ -233,7 +274,8 @@ class Run:
         cloud_before: Mapping[str, list[str]],
         cloud_after: Mapping[str, list[str]],
     ) -> Example:
-        """The first test row that co-tuning set right, else the first one; the device's model and the cloud answer it."""
+        """The first test row that co-tuning set right, else the first one; the device's model and the cloud
+        answer it."""
         rows = self.data.devices[device].test
         mended = [
             number
@@ -247,14 +289,18 @@ class Run:
         )
         return Example(_asked(rows[chosen]), rows[chosen].answer or "", answers)
 
-    def _keep(self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult) -> None:
+    def _keep(
+        self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult
+    ) -> None:
         """Adapters, card and page: what a person takes from a run."""
         folder = self.run_dir / "adapters"
         proxy = load_proxy(
             proxy_dir,
             self.config.proxy,
             self.config.runtime,
-            shared=Cloud(self.config, self.data.public_train, proxy_dir=proxy_dir).decode(outcome.cloud.broadcast),
+            shared=Cloud(self.config, self.data.public_train, proxy_dir=proxy_dir).decode(
+                outcome.cloud.broadcast
+            ),
             seed=self.config.seed,
         )
         use_adapters(proxy, [SHARED])
@@ -274,11 +320,14 @@ class Run:
 def run_co_tuning(
     config: Config, data: RunData, run_dir: Path, *, resume: bool, report: Callable[[str], None]
 ) -> RunResult:
-    """Fill a new run directory, or finish an interrupted one with `resume`. RunError if it cannot be written."""
+    """Fill a new run directory, or finish an interrupted one with `resume`. RunError if it cannot be written.
+    """
     with Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal:
         try:
             (run_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
-            (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+            (run_dir / "environment.json").write_text(
+                json.dumps(environment(), indent=2) + "\n", encoding="utf-8"
+            )
             return Run(config, data, run_dir, journal, report).execute()
         except OSError as error:
             raise RunError(
@@ -302,4 +351,6 @@ def _majority(learned: Sequence[Sample], rows: Sequence[Sample]) -> float:
 
 
 def _asked(sample: Sample) -> str:
-    return sample.prompt if isinstance(sample.prompt, str) else "\n".join(turn.content for turn in sample.prompt)
+    return (
+        sample.prompt if isinstance(sample.prompt, str) else "\n".join(turn.content for turn in sample.prompt)
+    )

@@ -10,7 +10,9 @@ from consort.cli.tune import add_run_arguments, co_tune_and_print, new_run_dir, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     add_run_arguments(parser)
-    parser.epilog = "example: consort demo --json\n`consort init --demo` writes the same run as files to edit."
+    parser.epilog = (
+        "example: consort demo --json\n`consort init --demo` writes the same run as files to edit."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,15 +23,21 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("file", nargs="?", default="consort.toml", help="the configuration (default: consort.toml)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as a.b=c")
+    parser.add_argument(
+        "file", nargs="?", default="consort.toml", help="the configuration (default: consort.toml)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as a.b=c"
+    )
     add_run_arguments(parser)
     parser.epilog = "example: consort tune consort.toml --set tune.rounds=3 --run-dir runs/first"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Where a run goes and how its result is printed."""
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run goes (default: runs/<name>-<time>)")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where the run goes (default: runs/<name>-<time>)"
+    )
     parser.add_argument("--resume", action="store_true", help="finish an interrupted run of --run-dir")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last")
 
@@ -88,7 +94,8 @@ def run_data(config: Config, rows: Mapping[str, Rows]) -> RunData:
 
 
 def _train_and_test(rows: Rows, limit: int) -> tuple[list[Sample], list[Sample]]:
-    """Training rows, and `limit` rows to measure on: of the test split, else the valid split, else the last tenth."""
+    """Training rows, and `limit` rows to measure on: of the test split, else the valid split, else the last
+    tenth."""
     train = list(rows.splits["train"])
     test = list(rows.splits.get("test") or rows.splits.get("valid") or [])
     if not test:

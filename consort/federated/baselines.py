@@ -1,9 +1,10 @@
 """What co-tuning is compared with, in the same frame: same models, rows, steps and loop.
 
-`alone` tunes each SLM on its own labelled rows. `one_directional` lets the frozen proxy teach and learns nothing back.
-`centralised` gives privacy up and is the upper bound. `fed_lora` averages one LoRA among devices that all run the proxy's
-architecture; `fed_collm` (arXiv 2411.11707) adds mutual distillation with the LLM on the cloud; `fed_mkt` (arXiv 2406.02224)
-exchanges top-k logits on the public rows, each side learning where the other's loss is lower. None is journalled.
+`alone` tunes each SLM on its own labelled rows. `one_directional` lets the frozen proxy teach and learns
+nothing back. `centralised` gives privacy up and is the upper bound. `fed_lora` averages one LoRA among
+devices that all run the proxy's architecture; `fed_collm` (arXiv 2411.11707) adds mutual distillation with
+the LLM on the cloud; `fed_mkt` (arXiv 2406.02224) exchanges top-k logits on the public rows, each side
+learning where the other's loss is lower. None is journalled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from consort.align import SparseRows
 from consort.config import Config, DeviceConfig
 from consort.federated.aggregate import average_adapters
 from consort.federated.packets import encode_adapter, encode_knowledge
@@ -50,7 +50,8 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What a baseline leaves: learned weights by device (of its SLM, or of a shared proxy adapter), of the LLM, and traffic."""
+    """What a baseline leaves: learned weights by device (of its SLM, or of a shared proxy adapter), of the
+    LLM, and traffic."""
 
     slms: Mapping[str, Weights] = field(default_factory=dict)
     proxies: Mapping[str, Adapter] = field(default_factory=dict)
@@ -62,7 +63,9 @@ class Tuned:
 def alone(config: Config, site: Site) -> tuple[Weights, list[LogRow]]:
     """The SLM on its own labelled rows, for as many steps as co-tuning gives it; and the log."""
     learner = _slm(config, site)
-    log = co_train([learner], [pool_of(site.rows.train)], config.tune, steps=_slm_steps(config), seed=site.seed)
+    log = co_train(
+        [learner], [pool_of(site.rows.train)], config.tune, steps=_slm_steps(config), seed=site.seed
+    )
     return read_parameters(learner.parameters), log
 
 
@@ -73,19 +76,25 @@ def one_directional(config: Config, site: Site, *, proxy_dir: Path) -> Weights:
 
 
 def centralised(config: Config, sites: Sequence[Site], public: Sequence[Sample]) -> Tuned:
-    """Every private row in the cloud: the LLM tunes on all of them, then answers and teaches every device's inputs."""
+    """Every private row in the cloud: the LLM tunes on all of them, then answers and teaches every device's
+    inputs."""
     llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
     learned = trainable_part(llm, config.cloud, seed=config.seed)
     learner = Learner(llm, learned, config.cloud.learning_rate, config.cloud.max_tokens)
     private = [sample for site in sites for sample in site.rows.train]
     steps = config.tune.rounds * (config.tune.cloud_steps + config.tune.domain_steps)
-    co_train([learner], [pool_of(private, 0.5), pool_of(public, 0.5)], config.tune, steps=steps, seed=config.seed)
+    co_train(
+        [learner], [pool_of(private, 0.5), pool_of(public, 0.5)], config.tune, steps=steps, seed=config.seed
+    )
     slms = {site.device.name: _taught_by(llm, config, site) for site in sites}
     return Tuned(slms, llm=read_parameters(learned))
 
 
-def fed_lora(config: Config, sites: Sequence[Site], *, proxy_dir: Path, public: Sequence[Sample] = ()) -> Tuned:
-    """FedAvg of one LoRA (exact products) on the proxy's architecture; with public rows, FedCoLLM's cloud step follows each round."""
+def fed_lora(
+    config: Config, sites: Sequence[Site], *, proxy_dir: Path, public: Sequence[Sample] = ()
+) -> Tuned:
+    """FedAvg of one LoRA (exact products) on the proxy's architecture; with public rows, FedCoLLM's cloud
+    step follows each round."""
     shared = read_adapter(_proxy(config, proxy_dir, None), SHARED)
     size = len(encode_adapter(shared, bits=32, residual=None)[0])  # as published: float32 factors
     llm_weights: Weights | None = None
@@ -99,9 +108,15 @@ def fed_lora(config: Config, sites: Sequence[Site], *, proxy_dir: Path, public: 
 
 
 def fed_mkt(
-    config: Config, sites: Sequence[Site], public: Sequence[Sample], *, bridge: BridgeBuilder, public_rows: int = 512
+    config: Config,
+    sites: Sequence[Site],
+    public: Sequence[Sample],
+    *,
+    bridge: BridgeBuilder,
+    public_rows: int = 512,
 ) -> Tuned:
-    """Selective mutual knowledge transfer on `public_rows` rows: own rows first, then each side learns where it is the worse."""
+    """Selective mutual knowledge transfer on `public_rows` rows: own rows first, then each side learns where
+    it is the worse."""
     tune = config.tune
     rows = list(public[:public_rows])
     llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
@@ -115,13 +130,22 @@ def fed_mkt(
         for site in sites:
             learner, name = slms[site.device.name], site.device.name
             # half of the SLM's steps on its own rows, half on the exchange: as many as every other arm in all
-            co_train([learner], [pool_of(site.rows.train)], tune, steps=tune.mutual_steps // 2, seed=site.seed + seed)
+            co_train(
+                [learner],
+                [pool_of(site.rows.train)],
+                tune,
+                steps=tune.mutual_steps // 2,
+                seed=site.seed + seed,
+            )
             taught[name] = knowledge_of(learner, rows, tune)
             uplink[name] += _knowledge_bytes(taught[name])
         own = knowledge_of(cloud, rows, tune)
         # the LLM learns each row from the device whose loss is lowest, where that is below its own
         best = [min(candidates, key=_loss) for candidates in zip(*taught.values(), strict=True)]
-        lessons = [device if _loss(device) < _loss(mine) else Example(mine.sample) for device, mine in zip(best, own, strict=True)]
+        lessons = [
+            device if _loss(device) < _loss(mine) else Example(mine.sample)
+            for device, mine in zip(best, own, strict=True)
+        ]
         co_train([cloud], [Pool(lessons)], tune, steps=tune.cloud_steps, seed=seed, bridge=bridge)
         own = knowledge_of(cloud, rows, tune)
         for name, learner in slms.items():
@@ -130,7 +154,14 @@ def fed_mkt(
                 mine if _loss(mine) < _loss(device) else Example(mine.sample)
                 for mine, device in zip(own, taught[name], strict=True)
             ]
-            co_train([learner], [Pool(lessons)], tune, steps=tune.mutual_steps - tune.mutual_steps // 2, seed=seed, bridge=bridge)
+            co_train(
+                [learner],
+                [Pool(lessons)],
+                tune,
+                steps=tune.mutual_steps - tune.mutual_steps // 2,
+                seed=seed,
+                bridge=bridge,
+            )
     weights = {name: read_parameters(learner.parameters) for name, learner in slms.items()}
     return Tuned(weights, llm=read_parameters(learned), uplink_bytes=uplink, downlink_bytes=downlink)
 
@@ -141,9 +172,13 @@ def _slm_steps(config: Config) -> int:
 
 def _slm(config: Config, site: Site) -> Learner:
     settings = site.device.slm
-    slm = load_model(settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=site.device.name)
+    slm = load_model(
+        settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=site.device.name
+    )
     learned = trainable_part(slm, settings, seed=site.seed)
-    return Learner(slm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.slm_kd_weight)
+    return Learner(
+        slm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.slm_kd_weight
+    )
 
 
 def _taught_by(teacher: LocalModel, config: Config, site: Site) -> Weights:
@@ -167,14 +202,21 @@ def _proxy(config: Config, proxy_dir: Path, shared: Adapter | None) -> LocalMode
 
 def _lora_round(config: Config, site: Site, shared: Adapter, round_number: int, proxy_dir: Path) -> Adapter:
     proxy = _proxy(config, proxy_dir, shared)
-    learner = Learner(proxy, lora_parameters(proxy, SHARED), config.proxy.learning_rate, config.cloud.max_tokens)
+    learner = Learner(
+        proxy, lora_parameters(proxy, SHARED), config.proxy.learning_rate, config.cloud.max_tokens
+    )
     seed = site.seed + 1000 * round_number
     co_train([learner], [pool_of(site.rows.train)], config.tune, steps=config.tune.mutual_steps, seed=seed)
     return read_adapter(proxy, SHARED)
 
 
 def _collm_cloud(
-    config: Config, shared: Adapter, weights: Weights | None, public: Sequence[Sample], round_number: int, proxy_dir: Path
+    config: Config,
+    shared: Adapter,
+    weights: Weights | None,
+    public: Sequence[Sample],
+    round_number: int,
+    proxy_dir: Path,
 ) -> tuple[Adapter, Weights]:
     llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
     learned = trainable_part(llm, config.cloud, seed=config.seed)
@@ -191,16 +233,19 @@ def _collm_cloud(
 
 
 def _loss(example: Example) -> float:
-    """Nats a byte that the example's knowledge gives to its answer, so that losses of different tokenizers compare."""
+    """Nats a byte that the example's knowledge gives to its answer, so that losses of different tokenizers
+    compare."""
     assert example.knowledge is not None
     rows, spans = example.knowledge.rows, example.knowledge.spans
     hit = rows.ids[: len(spans.ids)] == np.asarray(spans.ids)[:, None]
     probability = np.where(hit, rows.probs[: len(spans.ids)], 0).sum(axis=1)
-    return float(-np.log(np.maximum(probability, 1e-4)).sum() / max(1, len((example.sample.answer or "").encode())))
+    return float(
+        -np.log(np.maximum(probability, 1e-4)).sum() / max(1, len((example.sample.answer or "").encode()))
+    )
 
 
 def _knowledge_bytes(taught: Sequence[Example]) -> int:
-    rows = [example.knowledge.rows for example in taught if example.knowledge]
+    """As our packets carry it, which is many times smaller than the float32 logits as published."""
+    rows = {str(number): example.knowledge.rows for number, example in enumerate(taught) if example.knowledge}
     vocabulary = taught[0].knowledge.vocabulary  # type: ignore[union-attr]
-    whole = SparseRows(*(np.concatenate([getattr(each, name) for each in rows]) for name in ("ids", "probs", "rest", "mask")))
-    return len(encode_knowledge(whole, tokenizer_sha256=vocabulary.sha256))
+    return len(encode_knowledge(rows, tokenizer_sha256=vocabulary.sha256))

@@ -27,7 +27,6 @@ from consort.training.adapters import (
     read_parameters,
     trainable_part,
     use_adapters,
-    write_adapter,
     write_parameters,
 )
 from consort.training.answers import answered, made_up
@@ -69,7 +68,8 @@ class CloudState:
 
 
 class Cloud:
-    """The owner of the LLM. Stateless between calls: a round's state goes in and comes out, and the journal keeps it."""
+    """The owner of the LLM. Stateless between calls: a round's state goes in and comes out, and the journal
+    keeps it."""
 
     def __init__(
         self,
@@ -118,7 +118,8 @@ class Cloud:
         proxy = self._proxy(average.adapter)
         log: list[LogRow] = []
         if tune.cloud_steps > 0:
-            # 2) what each device's proxy makes up and answers, taught by itself before averaging could blur it
+            # 2) what each device's proxy makes up and answers, taught by itself before averaging could blur
+            # it
             pools = [pool_of(self.public)]
             if tune.public_samples > 0:
                 lessons = [lesson for each in contributions for lesson in self._lessons(each, seed)]

@@ -54,7 +54,8 @@ def co_tune(
     seed: int,
     report: Report = lambda line: None,
 ) -> Outcome:
-    """Run all rounds. A party that fails, or whose update cannot be accepted, is left out of that round and reported."""
+    """Run all rounds. A party that fails, or whose update cannot be accepted, is left out of that round and
+    reported."""
     state = CloudState.unpacked(
         journal.once("start", lambda: Entry(CloudState({}, cloud.first_broadcast()).packed())).payload
     )
@@ -98,7 +99,8 @@ def _drawn(parties: Sequence[Party], participation: float, seed: int, round_numb
 def _asked(
     party: Party, shared: Adapter, round_number: int, journal: Journal, report: Report
 ) -> tuple[Update | None, str]:
-    """The party's update, or why there is none. Both are recorded: a resumed run must repeat the round that was."""
+    """The party's update, or why there is none. Both are recorded: a resumed run must repeat the round that
+    was."""
 
     def work() -> Entry:
         report(f"round {round_number + 1}: {party.name} tunes")

@@ -42,7 +42,8 @@ from consort.types import Adapter, FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a party lets out of a round: the packed change of the shared adapter, and how many rows it stands for."""
+    """What a party lets out of a round: the packed change of the shared adapter, and how many rows it stands
+    for."""
 
     party: str
     round_number: int
@@ -71,7 +72,8 @@ class PrivateRows:
 
 @dataclass(frozen=True, slots=True)
 class PrivateState:
-    """What a device carries from round to round: its SLM's learned weights, its domain adapter, the rounding it still owes."""
+    """What a device carries from round to round: its SLM's learned weights, its domain adapter, the rounding
+    it still owes."""
 
     slm: Mapping[str, FloatArray]
     domain: Mapping[str, FloatArray]
@@ -146,7 +148,8 @@ class Device:
             answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
             pools = [Pool(pools[0].examples, 1 - tune.answers_share), pool_of(answers, tune.answers_share)]
 
-        # 3) SAML: proxy and SLM teach each other across their tokenizers; of the proxy, only what travels learns
+        # 3) SAML: proxy and SLM teach each other across their tokenizers; of the proxy, only what travels
+        # learns
         learners = [
             Learner(slm, learned, slm_config.learning_rate, max_tokens, kd_weight=tune.slm_kd_weight),
             Learner(

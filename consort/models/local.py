@@ -1,7 +1,7 @@
 """A transformers model on this machine: loading it, reading its hidden states, generating with it.
 
-Training reads the trunk (`hidden`) and the head apart, so that the fused losses never hold a full [tokens, vocabulary] matrix.
-Serving's own decode loop is not here: `generate` is transformers', batched.
+Training reads the trunk (`hidden`) and the head apart, so that the fused losses never hold a full [tokens,
+vocabulary] matrix. Serving's own decode loop is not here: `generate` is transformers', batched.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class LocalModel:
         return self.vocabulary.eos_id
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B, T, D] before the head. Right padding needs no mask: nothing causal looks at it."""
+        """Hidden states [B, T, D] before the head. Right padding needs no mask: nothing causal looks at it.
+        """
         with self.autocast():
             states: Tensor = self.module.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
@@ -74,8 +75,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_model(path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = "") -> LocalModel:
-    """A Hub id or local directory as float32 weights on the runtime's device. ModelError says what is missing."""
+def load_model(
+    path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = ""
+) -> LocalModel:
+    """A Hub id or local directory as float32 weights on the runtime's device. ModelError says what is
+    missing."""
     torch.set_num_threads(runtime.threads)
     disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
     where = str(path)
@@ -94,12 +98,21 @@ def load_model(path: str | Path, *, runtime: RuntimeConfig, chat_template: str =
 
 
 def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:
-    """A module and a tokenizer already in memory as a LocalModel, moved to the runtime's device and frozen."""
+    """A module and a tokenizer already in memory as a LocalModel, moved to the runtime's device and frozen.
+    """
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.eos_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token", where=name, hint="set eos_token in tokenizer_config.json")
+        raise ModelError(
+            "the tokenizer has no end-of-sequence token",
+            where=name,
+            hint="set eos_token in tokenizer_config.json",
+        )
     module = module.to(resolve_device(runtime.device)).eval().requires_grad_(False)
-    context = getattr(module.config, "max_position_embeddings", None) or getattr(module.config, "seq_length", None) or 2048
+    context = (
+        getattr(module.config, "max_position_embeddings", None)
+        or getattr(module.config, "seq_length", None)
+        or 2048
+    )
     model = LocalModel(name, module, tokenizer, vocabulary, int(context), runtime)
     _check_head(model)
     return model
@@ -115,7 +128,8 @@ def generate(
     seed: int = 0,
     batch_rows: int = 128,
 ) -> list[list[int]]:
-    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`. Any order of lengths."""
+    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`.
+    Any order of lengths."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     config = GenerationConfig(
@@ -129,7 +143,10 @@ def generate(
     for start in range(0, len(order), batch_rows):
         rows = order[start : start + batch_rows]
         ids, mask = _left_padded([prompts[row] for row in rows], pad_id=model.eos_id, device=model.device)
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), model.autocast():
+        with (
+            torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+            model.autocast(),
+        ):
             torch.manual_seed(seed + start)
             output = model.module.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         for row, written in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
@@ -138,7 +155,9 @@ def generate(
     return answers
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _left_padded(
+    prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -154,7 +173,9 @@ def _check_head(model: LocalModel) -> None:
     ids = torch.arange(2, 6, device=model.device)[None, :]
     weight, bias = model.head()
     expected = model.module(input_ids=ids, use_cache=False).logits
-    found = nn.functional.linear(model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state, weight, bias)
+    found = nn.functional.linear(
+        model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state, weight, bias
+    )
     if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
         raise ModelError(
             "its logits are not its output layer applied to its hidden states",

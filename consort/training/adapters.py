@@ -1,7 +1,8 @@
-"""The part of a model that learns: a LoRA (arXiv 2106.09685, through PEFT) or every weight; read and written as arrays.
+"""The part of a model that learns: a LoRA (arXiv 2106.09685, through PEFT) or every weight; read and written
+as arrays.
 
-A model may carry several LoRAs at once, whose updates add up: the proxy has one that travels and one that stays. Does not
-merge or export; `training.export` does.
+A model may carry several LoRAs at once, whose updates add up: the proxy has one that travels and one that
+stays. Does not merge or export; `training.export` does.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ SHARED = "shared"  # the proxy's LoRA that travels
 DOMAIN = "domain"  # the proxy's LoRA that never leaves its device
 
 
-def add_lora(model: LocalModel, name: str, *, rank: int, alpha: float, targets: str = "all-linear", seed: int) -> None:
-    """Put a LoRA on the linear layers (all but the head, or those whose names end in one of `targets`). It begins as zero."""
+def add_lora(
+    model: LocalModel, name: str, *, rank: int, alpha: float, targets: str = "all-linear", seed: int
+) -> None:
+    """Put a LoRA on the linear layers (all but the head, or those whose names end in one of `targets`). It
+    begins as zero."""
     linear = {
         path.rsplit(".", 1)[-1]
         for path, layer in model.module.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D | LoraLayer) and layer is not model.module.get_output_embeddings()
+        if isinstance(layer, nn.Linear | Conv1D | LoraLayer)
+        and layer is not model.module.get_output_embeddings()
         if not any(part in ("lora_A", "lora_B", "base_layer") for part in path.split("."))
     }
     chosen = linear if targets == "all-linear" else {target.strip() for target in targets.split(",")}
@@ -45,7 +50,11 @@ def add_lora(model: LocalModel, name: str, *, rank: int, alpha: float, targets: 
         )
     transposed = any(isinstance(layer, Conv1D) for layer in model.module.modules())
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=sorted(chosen), lora_dropout=0.0, fan_in_fan_out=transposed  # type: ignore[call-arg]
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(chosen),
+        lora_dropout=0.0,
+        fan_in_fan_out=transposed,  # type: ignore[call-arg]
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|Already found a `peft_config`).*")
@@ -79,7 +88,9 @@ def trainable_part(model: LocalModel, config: ModelConfig, *, seed: int) -> dict
     """What the configuration lets this model learn, by name: a fresh LoRA named `own`, or all weights."""
     if config.trainable == "full":
         return dict(model.module.named_parameters())
-    add_lora(model, OWN, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=seed)
+    add_lora(
+        model, OWN, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=seed
+    )
     return lora_parameters(model, OWN)
 
 
@@ -89,14 +100,18 @@ def read_parameters(parameters: Mapping[str, nn.Parameter]) -> dict[str, FloatAr
 
 
 @torch.no_grad()
-def write_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, FloatArray], *, where: str) -> None:
+def write_parameters(
+    parameters: Mapping[str, nn.Parameter], values: Mapping[str, FloatArray], *, where: str
+) -> None:
     """Overwrite the parameters; ModelError if the names or shapes are those of another model."""
     if parameters.keys() != values.keys():
         odd = sorted(parameters.keys() ^ values.keys())
         raise ModelError(f"the weights do not fit this model; first difference: {odd[0]}", where=where)
     for name, parameter in parameters.items():
         if tuple(parameter.shape) != values[name].shape:
-            raise ModelError(f"{name} is {values[name].shape}, the model's is {tuple(parameter.shape)}", where=where)
+            raise ModelError(
+                f"{name} is {values[name].shape}, the model's is {tuple(parameter.shape)}", where=where
+            )
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
 
 
@@ -118,7 +133,8 @@ def write_adapter(model: LocalModel, name: str, adapter: Adapter) -> None:
 
 
 def base_sha256(model: LocalModel) -> str:
-    """Hash of the frozen base: names, shapes and values of every weight that is not a LoRA's. Computed once a model."""
+    """Hash of the frozen base: names, shapes and values of every weight that is not a LoRA's. Computed once a
+    model."""
     if model.base_sha256 is None:
         digest = hashlib.sha256()
         for name, parameter in sorted(model.module.named_parameters()):

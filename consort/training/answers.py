@@ -1,4 +1,5 @@
-"""A model answering samples: as test predictions, and as further data (the proxy's answers to unlabelled inputs)."""
+"""A model answering samples: as test predictions, and as further data (the proxy's answers to unlabelled
+inputs)."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ def answered(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: in
 
 
 def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) -> list[Sample]:
-    """Prompts the model makes up, sampled at temperature 1 after its template's opening; unanswered, without repeats.
+    """Prompts the model makes up, sampled at temperature 1 after its template's opening; unanswered, without
+    repeats.
 
-    This is how a device's proxy asks in the cloud what its device is asked, though no question ever left the device. A model
-    can repeat what it has memorised: `experiments/real_co_tuning.py` counts how often it does.
+    This is how a device's proxy asks in the cloud what its device is asked, though no question ever left the
+    device. A model can repeat what it has memorised: `experiments/real_co_tuning.py` counts how often it
+    does.
     """
     mark = "\x00"
     rendered = model.tokenizer.apply_chat_template(

@@ -1,7 +1,8 @@
 """Samples: rows of JSONL as prompts and answers, and the token ids a model reads for them.
 
-Three row shapes are read: `{"messages": [...]}`, `{"prompt", "completion"}` and `{"instruction", "input", "output"}`. A prompt of
-messages is written by the model's own chat template; a `prompt` string is used as it stands. Does not shuffle, batch or cache.
+Three row shapes are read: `{"messages": [...]}`, `{"prompt", "completion"}` and `{"instruction", "input",
+"output"}`. A prompt of messages is written by the model's own chat template; a `prompt` string is used as it
+stands. Does not shuffle, batch or cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A sample in one model's tokens. `answer_ids` ends with the end-of-sequence token, which `spans` leaves out."""
+    """A sample in one model's tokens. `answer_ids` ends with the end-of-sequence token, which `spans` leaves
+    out."""
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
@@ -50,10 +52,15 @@ class Encoded:
 
 
 def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> list[Sample]:
-    """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line. Answers are optional if not `labelled`."""
+    """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line. Answers are
+    optional if not `labelled`."""
     file = path / f"{split}.jsonl" if path.is_dir() else path
     if not file.exists():
-        raise DataError("no such file", where=str(file), hint="give a JSONL file, or a directory with train/valid/test.jsonl")
+        raise DataError(
+            "no such file",
+            where=str(file),
+            hint="give a JSONL file, or a directory with train/valid/test.jsonl",
+        )
     samples = []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -88,7 +95,8 @@ def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
 
 
 def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
-    """Prompt and answer are encoded apart, as in generation; a long prompt loses its beginning, the answer never anything."""
+    """Prompt and answer are encoded apart, as in generation; a long prompt loses its beginning, the answer
+    never anything."""
     assert sample.answer is not None, "only answered samples can be learned from"
     spans = model.vocabulary.spans(sample.answer)
     answer = (*spans.ids.tolist(), model.eos_id)
@@ -107,15 +115,23 @@ def _parse(line: str, where: str, *, labelled: bool) -> Sample:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", where=where, hint="one JSON object a line") from None
+        raise DataError(
+            f"not valid JSON: {error.msg} at column {error.colno}", where=where, hint="one JSON object a line"
+        ) from None
     if not isinstance(row, dict):
-        raise DataError("a row must be a JSON object", where=where, hint='for example {"prompt": "...", "completion": "..."}')
+        raise DataError(
+            "a row must be a JSON object",
+            where=where,
+            hint='for example {"prompt": "...", "completion": "..."}',
+        )
     if "messages" in row:
         sample = _from_messages(row["messages"], where, labelled=labelled)
     elif "prompt" in row:
         sample = Sample(_text(row, "prompt", where), _answer(row, "completion", where, labelled=labelled))
     elif "instruction" in row or "input" in row:
-        asked = "\n".join(text for key in ("instruction", "input") if (text := _text(row, key, where, default="")))
+        asked = "\n".join(
+            text for key in ("instruction", "input") if (text := _text(row, key, where, default=""))
+        )
         sample = Sample((Message("user", asked),), _answer(row, "output", where, labelled=labelled))
     else:
         raise DataError(
@@ -128,14 +144,19 @@ def _parse(line: str, where: str, *, labelled: bool) -> Sample:
 
 def _from_messages(turns: Any, where: str, *, labelled: bool) -> Sample:
     wrong = DataError(
-        "`messages` must be a list of {role, content}" + (" that ends with the assistant's" if labelled else ""),
+        "`messages` must be a list of {role, content}"
+        + (" that ends with the assistant's" if labelled else ""),
         where=where,
         hint="roles: " + ", ".join(get_args(Role)),
     )
     if not isinstance(turns, list) or not turns:
         raise wrong
     for turn in turns:
-        known = isinstance(turn, dict) and turn.get("role") in get_args(Role) and isinstance(turn.get("content"), str)
+        known = (
+            isinstance(turn, dict)
+            and turn.get("role") in get_args(Role)
+            and isinstance(turn.get("content"), str)
+        )
         if not known:
             raise wrong
     messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)

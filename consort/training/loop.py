@@ -85,7 +85,9 @@ def run_steps(
     return rows
 
 
-def _save(path: Path, groups: Sequence[Group], optimizer: torch.optim.Optimizer, step: int, rows: list[LogRow]) -> None:
+def _save(
+    path: Path, groups: Sequence[Group], optimizer: torch.optim.Optimizer, step: int, rows: list[LogRow]
+) -> None:
     state = {
         "parameters": [[parameter.detach() for parameter in group.parameters] for group in groups],
         "optimizer": optimizer.state_dict(),
@@ -97,7 +99,9 @@ def _save(path: Path, groups: Sequence[Group], optimizer: torch.optim.Optimizer,
     os.replace(unfinished, path)
 
 
-def _restore(path: Path, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[int, list[LogRow]]:
+def _restore(
+    path: Path, groups: Sequence[Group], optimizer: torch.optim.Optimizer
+) -> tuple[int, list[LogRow]]:
     state = torch.load(path, weights_only=True)
     with torch.no_grad():
         for group, saved in zip(groups, state["parameters"], strict=True):

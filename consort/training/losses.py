@@ -5,7 +5,6 @@ vocabulary. As in Liger Kernel (arXiv 2410.10989) a chunk's logits become their 
 [tokens, vocabulary] is never stored. Does not align tokenizers, gives no second derivative, and knows no
 soft-capping of logits.
 """
-# ruff: noqa: N815 - shape suffixes
 
 from __future__ import annotations
 

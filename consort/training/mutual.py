@@ -17,15 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consort.align import SparseRows, Spans, Vocabulary, transfer, vocab_map
+from consort.align import Spans, SparseRows, Vocabulary, transfer, vocab_map
 from consort.config import TuneConfig
 from consort.models.local import LocalModel
 from consort.training.data import Encoded, Sample, encode
 from consort.training.loop import Group, LogRow, Schedule, run_steps
 from consort.training.losses import LossParts, SparseTargets, fused_loss, top_k_targets
 
-Bridge: TypeAlias = Callable[[SparseRows, Spans, Spans], SparseRows]  # a teacher's rows -> rows at the student's positions
-BridgeBuilder: TypeAlias = Callable[[Vocabulary, Vocabulary], Bridge]  # teacher's vocabulary, student's vocabulary
+Bridge: TypeAlias = Callable[
+    [SparseRows, Spans, Spans], SparseRows
+]  # a teacher's rows -> rows at the student's positions
+BridgeBuilder: TypeAlias = Callable[
+    [Vocabulary, Vocabulary], Bridge
+]  # teacher's vocabulary, student's vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,9 @@ class Learner:
     max_tokens: int = 512
     kd_weight: float = 1.0  # of the divergence from its teacher; 0 learns from answers alone
     prompt_weight: float = 0.0  # of cross-entropy on the prompt's tokens, beside 1 on the answer's
-    encoded: dict[Sample, Encoded] = field(default_factory=dict)  # samples seen before, in this model's tokens
+    encoded: dict[Sample, Encoded] = field(
+        default_factory=dict
+    )  # samples seen before, in this model's tokens
 
     def encode(self, sample: Sample) -> Encoded:
         """The sample in this model's tokens."""
@@ -114,7 +120,11 @@ def co_train(
         for student, partner in zip(passes, passes[::-1], strict=True):
             if student.learner.parameters:
                 teacher = None if partner is student else partner
-                targets = _targets(student, teacher, examples, options, bridges) if student.learner.kd_weight else None
+                targets = (
+                    _targets(student, teacher, examples, options, bridges)
+                    if student.learner.kd_weight
+                    else None
+                )
                 parts = _loss(student, targets, options)
                 losses.append(parts.total)
                 name = student.learner.model.name
@@ -127,7 +137,9 @@ def co_train(
 
 
 @torch.no_grad()
-def knowledge_of(teacher: Learner, samples: Sequence[Sample], options: TuneConfig, *, batch_rows: int = 64) -> list[Example]:
+def knowledge_of(
+    teacher: Learner, samples: Sequence[Sample], options: TuneConfig, *, batch_rows: int = 64
+) -> list[Example]:
     """The samples with what this teacher says about each answer."""
     taught = []
     for start in range(0, len(samples), batch_rows):
@@ -190,7 +202,9 @@ def _forward(learner: Learner, examples: Sequence[Example]) -> _Pass:
     for number, row in enumerate(encoded):
         ids = np.array([*row.prompt_ids, *row.answer_ids])
         ids_BT[number, : len(ids)] = ids
-        first = number * width + len(row.prompt_ids) - 1  # the position that predicts the answer's first token
+        first = (
+            number * width + len(row.prompt_ids) - 1
+        )  # the position that predicts the answer's first token
         answers.append(first + np.arange(len(row.answer_ids)))
         labels.append(ids[len(row.prompt_ids) :])
         if learner.prompt_weight > 0:
@@ -205,7 +219,12 @@ def _forward(learner: Learner, examples: Sequence[Example]) -> _Pass:
         hidden_BTD = learner.model.hidden(torch.from_numpy(ids_BT).to(device))
         hidden_ND = hidden_BTD.flatten(0, 1)[torch.from_numpy(positions).to(device)]
     return _Pass(
-        learner, encoded, hidden_ND, torch.from_numpy(all_labels).to(device), torch.from_numpy(weights).to(device), bounds
+        learner,
+        encoded,
+        hidden_ND,
+        torch.from_numpy(all_labels).to(device),
+        torch.from_numpy(weights).to(device),
+        bounds,
     )
 
 
@@ -221,7 +240,10 @@ def _teach(teacher: _Pass, options: TuneConfig) -> list[SparseRows]:
             logits = nn.functional.linear(hidden_ND[start : start + chunk], weight_VD, bias_V)
         top_k = min(options.top_k, logits.shape[-1])
         parts.append(top_k_targets(logits.float(), top_k, temperature=options.temperature))
-    ids, probs, rest = (torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in ("ids_NK", "probs_NK", "rest_N"))
+    ids, probs, rest = (
+        torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+        for name in ("ids_NK", "probs_NK", "rest_N")
+    )
     return [
         SparseRows(ids[a:b].astype(np.int32), probs[a:b], rest[a:b], np.ones(b - a, dtype=bool))
         for a, b in zip(teacher.bounds, teacher.bounds[1:], strict=False)
@@ -236,9 +258,17 @@ def _targets(
     lessons: list[SparseRows | None] = []
     for number, (example, own) in enumerate(zip(examples, student.encoded, strict=True)):
         if example.knowledge is not None:
-            given, spans, vocabulary = example.knowledge.rows, example.knowledge.spans, example.knowledge.vocabulary
+            given, spans, vocabulary = (
+                example.knowledge.rows,
+                example.knowledge.spans,
+                example.knowledge.vocabulary,
+            )
         elif live is not None and partner is not None:
-            given, spans, vocabulary = live[number], partner.encoded[number].spans, partner.learner.model.vocabulary
+            given, spans, vocabulary = (
+                live[number],
+                partner.encoded[number].spans,
+                partner.learner.model.vocabulary,
+            )
         else:
             lessons.append(None)
             continue

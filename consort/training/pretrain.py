@@ -25,7 +25,9 @@ class Packed:
     weight_NT: Tensor
 
 
-def pack(samples: Sequence[Sample], model: LocalModel, *, row_tokens: int = 256, prompt_weight: float = 0.3) -> Packed:
+def pack(
+    samples: Sequence[Sample], model: LocalModel, *, row_tokens: int = 256, prompt_weight: float = 0.3
+) -> Packed:
     """Rows of `row_tokens` + 1 ids; a prompt's tokens weigh less than an answer's. A last, unfilled row is dropped."""
     ids: list[int] = [model.eos_id]
     weights: list[float] = [1.0]
@@ -62,13 +64,20 @@ def pretrain(
         weights_VD, bias_V = model.head()
         with model.autocast():
             logits = nn.functional.linear(model.hidden(ids[:, :-1]), weights_VD, bias_V)
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        )
         loss = (losses * weight.flatten()).sum() / weight.sum()
         return loss, {"loss": float(loss.detach())}
 
     groups = [Group(tuple(module.parameters()), learning_rate)]
     log = run_steps(
-        loss_of, groups, schedule=Schedule(steps), on_log=on_log, checkpoint=checkpoint, checkpoint_every=checkpoint_every
+        loss_of,
+        groups,
+        schedule=Schedule(steps),
+        on_log=on_log,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
     module.eval().requires_grad_(False)
     return log

@@ -33,7 +33,11 @@ def distil_proxy(
     if config.model:
         proxy = load_model(config.model, runtime=cloud.runtime, name="proxy")
     else:
-        module = prune(cloud.module, layers=config.layers or max(1, cloud.module.config.num_hidden_layers // 2), width=config.width)
+        module = prune(
+            cloud.module,
+            layers=config.layers or max(1, cloud.module.config.num_hidden_layers // 2),
+            width=config.width,
+        )
         proxy = wrap_model(module, cloud.tokenizer, name="proxy", runtime=cloud.runtime)
     if proxy.vocabulary.sha256 != cloud.vocabulary.sha256:
         raise ModelError(
@@ -61,7 +65,9 @@ def save_model(model: LocalModel, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def load_proxy(folder: Path, config: ProxyConfig, runtime: RuntimeConfig, *, shared: Adapter | None = None, seed: int) -> LocalModel:
+def load_proxy(
+    folder: Path, config: ProxyConfig, runtime: RuntimeConfig, *, shared: Adapter | None = None, seed: int
+) -> LocalModel:
     """The distilled proxy under both adapters, the shared one as broadcast (none: fresh, which changes nothing)."""
     proxy = load_model(folder, runtime=runtime, name="proxy")
     # both factors start alike on every device: seeds differ only where data does

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from consort.config import Config, DeviceConfig, EvalConfig, ModelConfig, ProxyConfig, RuntimeConfig, TuneConfig
+from consort.config import (
+    Config,
+    DeviceConfig,
+    EvalConfig,
+    ModelConfig,
+    ProxyConfig,
+    RuntimeConfig,
+    TuneConfig,
+)
 from consort.errors import ConsortError, UpdateError
 from consort.federated.aggregate import apply_change
 from consort.federated.cloud import Cloud
@@ -22,7 +30,9 @@ from tests.tiny_models import escaped_spaces, tiny
 
 
 def rows(word, count=8):
-    return [Sample((Message("user", f"{word} {number}?"),), f"{word} {number + 1}") for number in range(count)]
+    return [
+        Sample((Message("user", f"{word} {number}?"),), f"{word} {number + 1}") for number in range(count)
+    ]
 
 
 @pytest.fixture
@@ -38,8 +48,18 @@ def config(tmp_path):
     return Config(
         cloud=ModelConfig(str(tmp_path / "cloud"), max_tokens=64, lora_rank=2),
         proxy=ProxyConfig(str(tmp_path / "proxy"), distil_steps=0, shared_rank=2, domain_rank=2),
-        devices=tuple(DeviceConfig(name, slm=replace(slm, model=str(tmp_path / name))) for name in ("bank", "shop")),
-        tune=TuneConfig(rounds=2, domain_steps=1, mutual_steps=2, cloud_steps=1, batch_rows=2, proxy_answers=4, public_samples=2),
+        devices=tuple(
+            DeviceConfig(name, slm=replace(slm, model=str(tmp_path / name))) for name in ("bank", "shop")
+        ),
+        tune=TuneConfig(
+            rounds=2,
+            domain_steps=1,
+            mutual_steps=2,
+            cloud_steps=1,
+            batch_rows=2,
+            proxy_answers=4,
+            public_samples=2,
+        ),
         runtime=RuntimeConfig(device="cpu"),
         eval=EvalConfig(max_new_tokens=4),
     )
@@ -78,8 +98,14 @@ def test_every_model_learns_and_every_message_is_counted(config, tmp_path):
     outcome, shared, _ = run(config, tmp_path / "run")
     assert any(np.any(tensor) for name, tensor in shared.tensors.items() if name.endswith("lora_B"))
     assert any(np.any(tensor) for name, tensor in outcome.cloud.llm.items() if "lora_B" in name)
-    assert [(message.party, message.num_examples) for message in outcome.traffic] == [("bank", 8), ("shop", 8)] * 2
-    assert all(message.uplink_bytes and message.downlink_bytes and not message.left_out for message in outcome.traffic)
+    assert [(message.party, message.num_examples) for message in outcome.traffic] == [
+        ("bank", 8),
+        ("shop", 8),
+    ] * 2
+    assert all(
+        message.uplink_bytes and message.downlink_bytes and not message.left_out
+        for message in outcome.traffic
+    )
 
 
 def test_a_run_done_twice_and_a_run_continued_end_in_the_same_bytes(config, tmp_path):

@@ -16,7 +16,8 @@ from consort.types import Message
 from tests.tiny_models import escaped_spaces, tiny
 
 ROWS = [
-    Sample((Message("user", f"what follows {number}?"),), f"after {number} comes {number + 1}") for number in range(12)
+    Sample((Message("user", f"what follows {number}?"),), f"after {number} comes {number + 1}")
+    for number in range(12)
 ]
 TUNE = TuneConfig(batch_rows=4, top_k=8)
 
@@ -120,7 +121,13 @@ def test_pools_share_a_batch_in_their_proportions(llama):
             return super().encode(sample)
 
     spy = Spy(llama, dict(llama.module.named_parameters()), 1e-3)
-    co_train([spy], [pool_of(ROWS[:6], 0.75), pool_of(ROWS[6:], 0.25)], replace(TUNE, batch_rows=8), steps=6, seed=0)
+    co_train(
+        [spy],
+        [pool_of(ROWS[:6], 0.75), pool_of(ROWS[6:], 0.25)],
+        replace(TUNE, batch_rows=8),
+        steps=6,
+        seed=0,
+    )
     own = sum(sample in ROWS[:6] for sample in seen)
     assert own == 6 * 6
     assert len(seen) == 6 * 8
