@@ -1,4 +1,7 @@
-"""Fixtures for all tests: the folder with real tokenizers, tasks and checkpoints that stays outside the repository."""
+"""Fixtures for all tests:
+
+the folder with real tokenizers, tasks and checkpoints that stays outside the repository.
+"""
 
 import os
 from pathlib import Path

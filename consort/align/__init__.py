@@ -15,8 +15,8 @@ from consort.align.vocabulary import Vocabulary
 __all__ = [
     "TAIL",
     "AlignedRows",
-    "SparseRows",
     "Spans",
+    "SparseRows",
     "VocabMap",
     "Vocabulary",
     "align_rows",

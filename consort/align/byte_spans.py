@@ -1,13 +1,15 @@
-"""Where each token stands in the bytes of its text, exactly, also where the tokenizer rewrites or drops characters.
+"""Where each token stands in the bytes of its text, exactly, also where the tokenizer rewrites or drops
+characters.
 
-The library's offsets count characters, lose combining marks and give the whole character to each of its bytes. Here a
-place is believed only where the token's bytes, or the tokenizer's own normaliser, prove it. Compares no tokenizers.
+The library's offsets count characters, lose combining marks and give the whole character to each of its
+bytes. Here a place is believed only where the token's bytes, or the tokenizer's own normaliser, prove it.
+Compares no tokenizers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -27,19 +29,16 @@ _WIDEST = 8  # groups read as one before a proof is given up
 class Spans:
     """Tokens of one text and the bytes [start, end) of `text.encode()` that each has read.
 
-    Tokens that share an indivisible piece (two tokens made of one normalised character) have overlapping spans: no row
-    between them is a cut. `added` counts a token's bytes that stand for no byte of the text (the space that
-    SentencePiece puts before the first word); it is -1 where the token's bytes are not the text's own.
+    Tokens that share an indivisible piece (two tokens made of one normalised character) have overlapping
+    spans: no row between them is a cut. `added` counts a token's bytes that stand for no byte of the text
+    (the space that SentencePiece puts before the first word); it is -1 where the token's bytes are not the
+    text's own.
     """
 
     ids: IntArray
     starts: IntArray
     ends: IntArray
-    added: IntArray = field(default=None)  # type: ignore[assignment]  # None: no token has any
-
-    def __post_init__(self) -> None:
-        if self.added is None:
-            object.__setattr__(self, "added", np.zeros(len(self.ids), np.int8))
+    added: IntArray
 
 
 def locate(
@@ -50,7 +49,9 @@ def locate(
     offsets: Callable[[], Sequence[tuple[int, int]]],
     normalise: Callable[[str], str],
 ) -> Spans:
-    """Spans of `ids` in `text`; `offsets` (in characters) and `normalise` are the tokenizer's, asked only in doubt."""
+    """Spans of `ids` in `text`; `offsets` (in characters) and `normalise` are the tokenizer's, asked only in
+    doubt.
+    """
     ids_T = np.asarray(ids, np.int32)
     pieces = [token_bytes[index] for index in ids]
     joined, raw = b"".join(piece or b"" for piece in pieces), text.encode()
@@ -74,7 +75,10 @@ def locate(
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Runs of tokens whose offsets overlap: group g has tokens first[g]:first[g+1] and characters begin[g]:end[g]."""
+    """Runs of tokens whose offsets overlap:
+
+    group g has tokens first[g]:first[g+1] and characters begin[g]:end[g].
+    """
 
     first: IntArray
     begin: IntArray
@@ -97,14 +101,15 @@ def _place(
 ) -> tuple[Spans, BoolArray]:
     """Spans by counting the bytes of each group back from its end, and which groups those bytes bear out.
 
-    Bytes agree up to the case of ASCII letters; a leading space may also be another white byte, or no byte at all.
+    Bytes agree up to the case of ASCII letters; a leading space may also be another white byte, or no byte
+    at all.
     """
     read = np.append(np.int32(0), np.cumsum(lengths, dtype=np.int32))  # bytes of `joined` before token t
     end_G = groups.place[groups.end]
     floor_G = np.append(np.int32(0), end_G[:-1])
     # 1) compare each byte of the tokens with the byte of the text where it would stand
     group_N = np.repeat(np.arange(len(end_G)), np.diff(read[groups.first]))
-    where_N = end_G[group_N] - read[groups.first[group_N + 1]] + np.arange(len(joined), dtype=np.int32)
+    where_N: IntArray = end_G[group_N] - read[groups.first[group_N + 1]] + np.arange(len(joined))
     token_N = np.frombuffer(joined, np.uint8)
     text_N = np.frombuffer(raw, np.uint8).take(where_N, mode="clip") if raw else token_N
     missing_N = where_N < floor_G[group_N]
@@ -132,8 +137,9 @@ def _prove(
 ) -> tuple[int, int]:
     """The group after, and the character after, the shortest piece of text that normalises to these tokens.
 
-    Marks that were composed into the last character lie behind its offset, so both ends are tried. An unknown token
-    shows no bytes: its offset is believed if the next token that shows some, or else the end of the text, is where it should be.
+    Marks that were composed into the last character lie behind its offset, so both ends are tried. An
+    unknown token shows no bytes: its offset is believed if the next token that shows some, or else the end
+    of the text, is where it should be.
     """
     last_group, begin = len(groups.end), groups.begin[group]
     tokens: list[bytes | None] = []

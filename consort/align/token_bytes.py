@@ -1,6 +1,7 @@
 """What bytes each token of a tokenizer stands for, read off its JSON (decoder, pre-tokenizer, normaliser).
 
-A tokenizer is known by what its file says, never by the name of a class. Does not encode or place tokens in a text.
+A tokenizer is known by what its file says, never by the name of a class. Does not encode or place tokens in
+a text.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def token_bytes(spec: Json, vocab: Mapping[str, int], special_ids: frozenset[int]) -> list[bytes | None]:
     """Bytes by id; None for special tokens, the unknown token and ids that nobody has.
 
-    Where a token stands for a word and the space before it (SentencePiece's ▁, WordPiece without ##), the space is
-    part of its bytes.
+    Where a token stands for a word and the space before it (SentencePiece's ▁, WordPiece without ##), the
+    space is part of its bytes.
     """
     added = {entry["id"]: str(entry["content"]).encode() for entry in spec.get("added_tokens") or []}
     read = _reader(spec)
@@ -41,7 +42,10 @@ def steps(part: Json | None) -> list[Json]:
 
 
 def without_added_space(spec: Json) -> Json:
-    """The same tokenizer in the middle of a text: no space put before the first word, WordPiece inside a word."""
+    """The same tokenizer in the middle of a text:
+
+    no space put before the first word, WordPiece inside a word.
+    """
     inner = {**spec, "normalizer": _rebuilt(spec.get("normalizer"), "normalizers"),
              "pre_tokenizer": _rebuilt(spec.get("pre_tokenizer"), "pretokenizers")}  # fmt: skip
     prefix = spec["model"].get("continuing_subword_prefix")
@@ -88,7 +92,9 @@ def _rebuilt(part: Json | None, key: str) -> Json | None:
 def _reader(spec: Json) -> Any:
     """The function from a token's string to its bytes, or a ModelError that says what stands in the way."""
     model = spec["model"]
-    if model.get("end_of_word_suffix") or (model.get("continuing_subword_prefix") and not _is_wordpiece(spec)):
+    if model.get("end_of_word_suffix") or (
+        model.get("continuing_subword_prefix") and not _is_wordpiece(spec)
+    ):
         raise _unmappable("its tokens carry marks of word ends")
     if _is_wordpiece(spec):
         return _wordpiece(model.get("continuing_subword_prefix") or "##")
@@ -112,10 +118,13 @@ def _reader(spec: Json) -> Any:
 
 
 def _byte_level() -> Any:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on."""
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in set(printable)]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    byte_of = {chr(byte): byte for byte in printable} | {
+        chr(0x100 + i): byte for i, byte in enumerate(others)
+    }
 
     def read(token: str) -> bytes:
         try:

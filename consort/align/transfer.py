@@ -1,7 +1,9 @@
-"""Next-token distributions from one tokenizer's rows to another's, at the bytes where both have read the same text.
+"""Next-token distributions from one tokenizer's rows to another's, at the bytes where both have read the
+same text.
 
-Row t is the distribution after t tokens, so a text of T tokens has T + 1 rows and the last one predicts its end. Linear
-in rows x slots, arrays only. Runs no model and encodes no text (but a remainder that a VocabMap sees for the first time).
+Row t is the distribution after t tokens, so a text of T tokens has T + 1 rows and the last one predicts its
+end. Linear in rows x slots, arrays only. Runs no model and encodes no text (but a remainder that a VocabMap
+sees for the first time).
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from consort.align.vocab_map import TAIL
-
 if TYPE_CHECKING:
     from consort.align.byte_spans import Spans
     from consort.align.vocab_map import VocabMap
     from consort.types import FloatArray, IntArray
 
 
-_BLOCK_ROWS = 1024  # bounds the memory for long texts; a smaller block pays its calls oftener than the cache gains
+_BLOCK_ROWS = (
+    1024  # bounds the memory for long texts; a smaller block pays its calls oftener than the cache gains
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Distributions cut to K tokens: sum(probs) + rest is 1 where `mask` is True. An unused slot has id 0, probability 0."""
+    """Distributions cut to K tokens:
+
+    sum(probs) + rest is 1 where `mask` is True. An unused slot has id 0, probability 0.
+    """
 
     ids: IntArray  # [R, K]
     probs: FloatArray  # [R, K]
@@ -54,7 +59,8 @@ def chunk_log_likelihoods(
 ) -> tuple[FloatArray, FloatArray]:
     """Log-likelihood of the text between neighbouring shared cuts, under both models, by the chain rule.
 
-    `*_logprobs[t]` is the log-probability of token t given those before it; both results have one entry per chunk.
+    `*_logprobs[t]` is the log-probability of token t given those before it; both results have one entry per
+    chunk.
     """
     source, target = (
         np.append(0.0, np.cumsum(logprobs, dtype=np.float64))
@@ -66,7 +72,9 @@ def chunk_log_likelihoods(
 def transfer(
     teacher: SparseRows, source: Spans, target: Spans, mapping: VocabMap, *, condition: bool = True
 ) -> SparseRows:
-    """The teacher's rows over the student's tokens, one row for each of the student's; `transfer_batch` of one text."""
+    """The teacher's rows over the student's tokens, one row for each of the student's; `transfer_batch` of
+    one text.
+    """
     return transfer_batch(teacher, [source], [target], mapping, condition=condition)
 
 
@@ -78,22 +86,28 @@ def transfer_batch(
     *,
     condition: bool = True,
 ) -> SparseRows:
-    """Rows of several texts one after the other, T + 1 for each, carried from the teacher's tokens to the student's.
+    """Rows of several texts one after the other, T + 1 for each, carried from the teacher's tokens to the
+    student's.
 
-    At a shared cut the teacher's actual token becomes the student's actual token and the others follow the map; masses
-    that meet are added. `condition` also fills the student's cuts inside a teacher's token: of the teacher's last row,
-    the tokens that begin with the bytes read since, renormalised. The mass beyond the K tokens keeps its share there.
+    At a shared cut the teacher's actual token becomes the student's actual token and the others follow the
+    map; masses that meet are added. `condition` also fills the student's cuts inside a teacher's token: of
+    the teacher's last row, the tokens that begin with the bytes read since, renormalised. The mass beyond
+    the K tokens keeps its share there.
     """
     rows, wanted = _lay_out(sources, targets)
     assert len(teacher.ids) == len(rows.position), "one teacher row more than it has tokens, for each text"
-    assert mapping.target.size.bit_length() + teacher.ids.shape[1].bit_length() < 32, "id and slot fit into 32 bits"
+    assert mapping.target.size.bit_length() + teacher.ids.shape[1].bit_length() < 32, (
+        "id and slot fit into 32 bits"
+    )
     first_at, last_at = _rows_at(rows, wanted)
     row_U, before_U = first_at[wanted.position], last_at[wanted.position]
-    end_U = rows.position.take(before_U + 1, mode="clip")  # where the token after that row ends
-    inside_U = (row_U < 0) & (rows.start[before_U] < wanted.position) & (wanted.position < end_U)
+    inside_U = (row_U < 0) & (rows.start[before_U] < wanted.position) & (wanted.position < rows.end[before_U])
     inside_U &= condition & (rows.added[before_U] >= 0)
     result = _nothing(len(wanted.position), teacher.ids.shape[1])
-    for carry, chosen_U, source_U in ((_carry_shared, row_U >= 0, row_U), (_carry_inside, inside_U, before_U)):
+    for carry, chosen_U, source_U in (
+        (_carry_shared, row_U >= 0, row_U),
+        (_carry_inside, inside_U, before_U),
+    ):
         used = np.flatnonzero(chosen_U & wanted.cut & teacher.mask[source_U])
         steps = _Steps.of(rows, source_U[used], wanted, used, mapping)
         for first in range(0, len(used), _BLOCK_ROWS):
@@ -108,6 +122,7 @@ class _Rows:
     position: IntArray
     token: IntArray  # -1 at the end of a text
     start: IntArray
+    end: IntArray
     added: IntArray
     cut: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -134,7 +149,12 @@ class _Steps:
     def block(self, first: int) -> _Steps:
         rows = slice(first, first + _BLOCK_ROWS)
         return _Steps(
-            self.source[rows], self.target[rows], self.actual[rows], self.gold[rows], self.read[rows], self.added[rows]
+            self.source[rows],
+            self.target[rows],
+            self.actual[rows],
+            self.gold[rows],
+            self.read[rows],
+            self.added[rows],
         )
 
 
@@ -150,7 +170,7 @@ def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows,
 
 def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> _Rows:
     count = sum(len(text.ids) + 1 for text in texts)
-    position, start = np.empty(count, np.int64), np.empty(count, np.int64)
+    position, start, end = (np.empty(count, np.int64) for _ in range(3))
     token, added = np.full(count, -1, np.int32), np.zeros(count, np.int32)
     row = 0
     for text, base, length in zip(texts, bases, ends, strict=False):
@@ -158,17 +178,23 @@ def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> 
         position[row] = base
         np.add(text.ends, base, out=position[row + 1 : last + 1])
         np.add(text.starts, base, out=start[row:last])
-        position[last] = start[last] = base + length
+        end[row:last] = position[row + 1 : last + 1]
+        position[last] = start[last] = end[last] = base + length
         token[row:last], added[row:last] = text.ids, text.added
         row = last + 1
     cut = position <= start  # nothing of the next token is read: false inside an indivisible piece
     cuts = np.flatnonzero(cut)
-    cut[cuts[1:][np.diff(position[cuts]) == 0]] = False  # a token that read no byte: the row before it stands there
-    return _Rows(position, token, start, added, cut)
+    cut[cuts[1:][np.diff(position[cuts]) == 0]] = (
+        False  # a token that read no byte: the row before it stands there
+    )
+    return _Rows(position, token, start, end, added, cut)
 
 
 def _rows_at(rows: _Rows, wanted: _Rows) -> tuple[IntArray, IntArray]:
-    """For each byte of the line: the row that cuts there (-1: none), and the last row that cuts there or before."""
+    """For each byte of the line:
+
+    the row that cuts there (-1: none), and the last row that cuts there or before.
+    """
     at = np.full(int(wanted.position[-1]) + 1, -1, np.int64)
     cuts = np.flatnonzero(rows.cut)
     at[rows.position[cuts]] = cuts
@@ -200,7 +226,8 @@ def _carry_shared(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result:
 
 
 def _carry_inside(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result: SparseRows) -> None:
-    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
+    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had.
+    """
     ids_QK, probs_QK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
     # 1) keep the tokens that begin like the actual one, and what they had
     begins_QK = mapping.begin_alike(ids_QK, steps.actual, steps.read)
@@ -225,7 +252,10 @@ def _settle(ids_PK: IntArray, probs_PK: FloatArray, target_P: IntArray, result: 
 
 
 def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
-    """In place: equal ids of a row become one slot with their sum; the tail's slots and the emptied ones, unused."""
+    """In place:
+
+    equal ids of a row become one slot with their sum; the tail's slots and the emptied ones, unused.
+    """
     slots = ids_PK.shape[1]
     bits = (slots - 1).bit_length()
     # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.

@@ -1,7 +1,10 @@
-"""From the tokens of one vocabulary to those of another: the first token of the target's own encoding of the same bytes.
+"""From the tokens of one vocabulary to those of another:
 
-Never the longest matching token: BPE does not cut by longest match, and a student taught so stops writing its own words.
-What cannot be decoded, or would be cut elsewhere, maps to TAIL. Knows no text and no position.
+the first token of the target's own encoding of the same bytes.
+
+Never the longest matching token: BPE does not cut by longest match, and a student taught so stops writing
+its own words. What cannot be decoded, or would be cut elsewhere, maps to TAIL. Knows no text and no
+position.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ _FORMAT = 1  # of the cached files
 
 @dataclass(frozen=True, eq=False)
 class VocabMap:
-    """Where each token of `source` goes in `target`: `target_ids[id]`, TAIL for nowhere and for ids beyond the source.
+    """Where each token of `source` goes in `target`:
+
+    `target_ids[id]`, TAIL for nowhere and for ids beyond the source.
 
     `remainders` answers for the end of a token whose beginning was read; it learns as it is asked.
     """
@@ -39,31 +44,37 @@ class VocabMap:
     target: Vocabulary = field(repr=False)
     target_ids: IntArray
     lengths: IntArray = field(repr=False)  # bytes of each source token, 0 for ids beyond the source
-    heads: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(repr=False)  # first 8 bytes, the first one on top
+    heads: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(
+        repr=False
+    )  # first 8 bytes, the first one on top
     has_nul: BoolArray = field(repr=False)
     opens_word: BoolArray = field(repr=False)  # begins with a space
     _offsets: IntArray = field(repr=False)
-    _known: IntArray = field(repr=False)  # [offset of token + bytes read], once without and once with a space before
+    _known: IntArray = field(
+        repr=False
+    )  # [offset of token + bytes read], once without and once with a space before
 
     def begin_alike(self, ids_QK: IntArray, actual_Q: IntArray, bytes_Q: IntArray) -> BoolArray:
         """Which tokens begin with the first `bytes_Q` bytes of the actual token of their row."""
         shift_Q = (8 * (8 - np.minimum(bytes_Q, 8))).astype(np.uint64)
         wanted_Q = self.heads[actual_Q] >> shift_Q
-        alike_QK = self.heads.take(ids_QK, mode="clip") >> shift_Q[:, None] == wanted_Q[:, None]
+        alike_QK: BoolArray = self.heads.take(ids_QK, mode="clip") >> shift_Q[:, None] == wanted_Q[:, None]
         # more than 8 bytes, or NUL bytes that look like the end of a short token: few rows, compared one by one
         pieces = self.source.token_bytes
         for row in np.flatnonzero((bytes_Q > 8) | (self.has_nul[actual_Q])).tolist():
             begin = (pieces[actual_Q[row]] or b"")[: bytes_Q[row]]
             slots = np.flatnonzero(alike_QK[row])
             alike_QK[row, slots] = [
-                index < len(pieces) and (pieces[index] or b"").startswith(begin) for index in ids_QK[row, slots].tolist()
+                index < len(pieces) and (pieces[index] or b"").startswith(begin)
+                for index in ids_QK[row, slots].tolist()
             ]
         return alike_QK
 
     def remainders(
         self, ids: IntArray, bytes_read: IntArray, added: IntArray, *, where: BoolArray | None = None
     ) -> IntArray:
-        """First target token of what is left of each token after `bytes_read`, behind a space where `added` is 1.
+        """First target token of what is left of each token after `bytes_read`, behind a space where `added`
+        is 1.
 
         Where `where` is False it is TAIL, and the token may be shorter than that.
         """
@@ -80,12 +91,14 @@ class VocabMap:
             found = self._known.take(places)
         return found
 
-    def _look_up(self, ids: IntArray, bytes_read: IntArray, spaced: IntArray) -> IntArray:
+    def _look_up(self, ids: IntArray, bytes_read: IntArray, spaced: BoolArray) -> IntArray:
         rests = [
             (self.source.token_bytes[index] or b"")[read:]
             for index, read in zip(ids.tolist(), bytes_read.tolist(), strict=True)
         ]
-        found = own_first_tokens([b" " * space + rest for space, rest in zip(spaced.tolist(), rests, strict=True)], self.target)
+        found = own_first_tokens(
+            [b" " * space + rest for space, rest in zip(spaced.tolist(), rests, strict=True)], self.target
+        )
         # a target that writes no space before this text (a comma after a bracket) is asked for the text alone
         again = np.flatnonzero((found == TAIL) & spaced)
         found[again] = own_first_tokens([rests[index] for index in again], self.target)
@@ -93,7 +106,8 @@ class VocabMap:
 
 
 def vocab_map(source: Vocabulary, target: Vocabulary) -> VocabMap:
-    """The map from `source` to `target`, from memory, from disk ($CONSORT_CACHE or ~/.cache/consort), or made now.
+    """The map from `source` to `target`, from memory, from disk ($CONSORT_CACHE or ~/.cache/consort), or
+    made now.
 
     Equal vocabularies map to themselves. The end of text maps to the end of text.
     """
@@ -101,7 +115,8 @@ def vocab_map(source: Vocabulary, target: Vocabulary) -> VocabMap:
 
 
 def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
-    """First token of the target's own encoding of each text, TAIL where that token does not begin the text."""
+    """First token of the target's own encoding of each text, TAIL where that token does not begin the text.
+    """
     found = np.full(len(texts), TAIL, np.int32)
     readable = [(index, text) for index, raw in enumerate(texts) if (text := _decoded(raw))]
     firsts = target.first_tokens([text for _, text in readable])
@@ -115,16 +130,18 @@ def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
     beginnings = target.first_tokens([text for _, text, _ in refused], beginning=True)
     for (index, text, inside), first in zip(refused, beginnings, strict=True):
         # the same token twice: the target writes it with or without a space before it, as WordPiece does a comma
-        if first is not None and target.token_bytes[first] and (
-            first == inside or _begins(texts[index], text, first, target)
+        if (
+            first is not None
+            and target.token_bytes[first]
+            and (first == inside or _begins(texts[index], text, first, target))
         ):
             found[index] = first
     return found
 
 
 def _begins(raw: bytes, text: str, first: int, target: Vocabulary) -> bool:
-    piece = target.token_bytes[first]
-    return bool(piece) and (raw.startswith(piece) or target.normalise(text).encode().startswith(piece))
+    piece = target.token_bytes[first] or text.encode() + b"."  # no text begins with an unknown token
+    return raw.startswith(piece) or target.normalise(text).encode().startswith(piece)
 
 
 def _decoded(raw: bytes) -> str | None:
@@ -161,7 +178,9 @@ def _cached_map(pair: _Pair) -> VocabMap:
     known[:, 0] = TAIL
     known[:, offsets + lengths] = TAIL  # nothing is left of the token
     known[0, offsets] = target_ids
-    known[1, offsets[lengths == 0]] = target_ids[lengths == 0]  # the end of text, with a space before it or none
+    known[1, offsets[lengths == 0]] = target_ids[
+        lengths == 0
+    ]  # the end of text, with a space before it or none
     has_nul = np.array([*(b"\0" in (piece or b"") for piece in source.token_bytes), False])
     heads_V = np.array([*heads, 0], np.uint64)
     opens_word = heads_V >> np.uint64(56) == ord(" ")
@@ -189,7 +208,12 @@ def _load(path: Path, *, size: int, target_size: int) -> IntArray | None:
         found: IntArray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # absent, or cut short by a crash
         return None
-    fits = found.shape == (size,) and found.dtype == np.int32 and TAIL <= found.min() and found.max() < target_size
+    fits = (
+        found.shape == (size,)
+        and found.dtype == np.int32
+        and found.min() >= TAIL
+        and found.max() < target_size
+    )
     return found if fits else None
 
 

@@ -1,7 +1,9 @@
-"""A tokenizer as consort sees it: text to ids, ids to bytes, and the bytes of a text that each token has read.
+"""A tokenizer as consort sees it:
 
-Made from a tokenizers JSON by what the file says, so any family works that can be mapped to bytes. Chat templates and
-special tokens around a text are the model's affair, not this module's.
+text to ids, ids to bytes, and the bytes of a text that each token has read.
+
+Made from a tokenizers JSON by what the file says, so any family works that can be mapped to bytes. Chat
+templates and special tokens around a text are the model's affair, not this module's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from consort.align.byte_spans import Spans, locate
-from consort.align.token_bytes import Json, steps, token_bytes, without_added_space
+from consort.align.token_bytes import Json, token_bytes, without_added_space
 from consort.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ _CONTROLS = {*_ENDS, "<s>", "<bos>", "<pad>", "<unk>", "[PAD]", "[UNK]", "[CLS]"
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Tokens of one tokenizer. `token_bytes[id]` is None for what stands for no text: special and unknown tokens."""
+    """Tokens of one tokenizer.
+
+    `token_bytes[id]` is None for what stands for no text: special and unknown tokens.
+    """
 
     token_bytes: list[bytes | None] = field(repr=False)
     eos_id: int | None
@@ -59,7 +64,9 @@ class Vocabulary:
         vocab |= {entry["content"]: entry["id"] for entry in added}
         special = {entry["id"] for entry in added if entry.get("special")}
         special |= {vocab[token] for token in _CONTROLS & vocab.keys()}
-        special |= {index for index in (model.get("unk_id"), vocab.get(model.get("unk_token"))) if index is not None}
+        special |= {
+            index for index in (model.get("unk_id"), vocab.get(model.get("unk_token"))) if index is not None
+        }
         eos_id = vocab.get(eos) if eos else next((vocab[token] for token in _ENDS if token in vocab), None)
         digest = hashlib.sha256(json.dumps([spec, eos_id], sort_keys=True).encode()).hexdigest()
         table = token_bytes(spec, vocab, frozenset(special))
@@ -75,7 +82,9 @@ class Vocabulary:
         return list(self._encoder.encode(_checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens, and without the space that encoding puts before the first word."""
+        """Text of `ids` without special tokens, and without the space that encoding puts before the first
+        word.
+        """
         raw = b"".join(self.token_bytes[index] or b"" for index in ids if 0 <= index < self.size)
         return raw.removeprefix(b" " if self.adds_space else b"").decode(errors="replace")
 
@@ -127,7 +136,9 @@ def _read(tokenizer: Any) -> tuple[Json, str | None]:
         path = Path(tokenizer)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return json.loads(path.read_text(encoding="utf-8")), _configured_eos(path.with_name("tokenizer_config.json"))
+            return json.loads(path.read_text(encoding="utf-8")), _configured_eos(
+                path.with_name("tokenizer_config.json")
+            )
         except (OSError, json.JSONDecodeError) as error:
             raise ModelError(f"no tokenizer can be read here: {error}", where=str(path)) from error
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -144,11 +155,14 @@ def _configured_eos(path: Path) -> str | None:
     if not path.is_file():
         return None
     token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    return token["content"] if isinstance(token, dict) else token
+    return str(token["content"] if isinstance(token, dict) else token) if token else None
 
 
 def _make_unreachable(pieces: list[list[Any]]) -> None:
-    """Unigram finds "</s>" in a text where its file does not mark it as special: such pieces get a name no text has."""
+    """Unigram finds "</s>" in a text where its file does not mark it as special:
+
+    such pieces get a name no text has.
+    """
     for piece in pieces:
         if piece[0] in _CONTROLS:
             piece[0] = "\U0010ffff" + piece[0]

@@ -12,16 +12,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from consort.bench.assemble import Answers, RunData, run_result
 from consort.bench.card import environment, model_card
-from consort.bench.metrics import Scores, majority_baseline, score_answers
 from consort.bench.report import write_report
-from consort.bench.results import CloudResult, DeviceResult, Example, ModelAnswer, RunResult, Traffic
+from consort.bench.results import RunResult
 from consort.config import Config, DeviceConfig
 from consort.config_file import dump_config
 from consort.errors import RunError
@@ -39,24 +38,6 @@ from consort.training.proxy import distil_proxy, load_proxy, save_model
 from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSplits:
-    """One device's rows, as a run uses them."""
-
-    train: list[Sample]
-    unlabelled: list[Sample]
-    test: list[Sample]
-
-
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """All rows of a run."""
-
-    public_train: list[Sample]
-    public_test: list[Sample]
-    devices: Mapping[str, DeviceSplits]
 
 
 class Run:
@@ -90,8 +71,11 @@ class Run:
             device.name: self._slm_answers(device, weights[device.name], "after")
             for device in self.config.devices
         }
-        cloud_after = self._cloud_answers(outcome.cloud, "after")
-        result = self._result(outcome, before, apart, after, cloud_before, cloud_after)
+        answers = Answers(before, apart, after, cloud_before, self._cloud_answers(outcome.cloud, "after"))
+        seconds = time.monotonic() - self.started
+        result = run_result(
+            self.config, self.data, answers, outcome.traffic, seconds=seconds, run_dir=self.run_dir
+        )
         self._keep(outcome, weights, proxy_dir, result)
         return result
 
@@ -127,10 +111,12 @@ class Run:
             rows = tuple({"phase": "alone", "round": 0, "party": device.name, **row} for row in log)
             return Entry(save_tensors(dict(weights)), {}, rows)
 
-        return load_tensors(self.journal.once(f"alone/{device.name}", work).payload)
+        weights: Weights = load_tensors(self.journal.once(f"alone/{device.name}", work).payload)
+        return weights
 
     def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:
-        config, devices = self.config, []
+        config = self.config
+        devices: list[Device] = []
         for number, device in enumerate(config.devices):
             journal = Journal.open(
                 self.run_dir / "devices" / device.name, fingerprint=fingerprint(config), resume=True
@@ -150,8 +136,8 @@ class Run:
             cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report
         )
         states = {device.name: device.state() for device in devices}
-        for device in devices:
-            device.close()
+        for party in devices:
+            party.close()
         return outcome, {name: state.slm if state else {} for name, state in states.items()}
 
     def _slm_answers(self, device: DeviceConfig, weights: Weights | None, when: str) -> list[str]:
@@ -210,85 +196,6 @@ class Run:
     def _seed(self, number: int) -> int:
         return 100 * self.config.seed + number
 
-    def _result(
-        self,
-        outcome: Outcome,
-        before: Mapping[str, list[str]],
-        apart: Mapping[str, list[str]],
-        after: Mapping[str, list[str]],
-        cloud_before: Mapping[str, list[str]],
-        cloud_after: Mapping[str, list[str]],
-    ) -> RunResult:
-        devices = []
-        for device in self.config.devices:
-            name, rows = device.name, self.data.devices[device.name]
-            devices.append(
-                DeviceResult(
-                    name,
-                    Path(device.slm.model).name,
-                    _scores(before[name], rows.test),
-                    _scores(apart[name], rows.test),
-                    _scores(after[name], rows.test),
-                    _majority(rows.train, rows.test),
-                    tuple(
-                        Traffic(each.round_number, each.uplink_bytes, each.downlink_bytes)
-                        for each in outcome.traffic
-                        if each.party == name
-                    ),
-                )
-            )
-        domains = []
-        for name, answers in cloud_before.items():
-            rows = self.data.public_test if name == "public" else self.data.devices[name].test
-            learned = self.data.public_train if name == "public" else self.data.devices[name].train
-            domains.append(
-                CloudResult(
-                    name,
-                    "",
-                    _scores(answers, rows),
-                    _scores(cloud_after[name], rows),
-                    _majority(learned, rows),
-                )
-            )
-        asked = {name: self.data.devices[name].test for name in self.data.devices}
-        together = [sample for rows in asked.values() for sample in rows]
-        cloud = CloudResult(
-            "cloud",
-            Path(self.config.cloud.model).name,
-            _scores([text for name in asked for text in cloud_before[name]], together),
-            _scores([text for name in asked for text in cloud_after[name]], together),
-            _majority([sample for rows in self.data.devices.values() for sample in rows.train], together),
-            tuple(domains),
-        )
-        examples = tuple(
-            self._example(device.name, before, after, cloud_before, cloud_after)
-            for device in self.config.devices[:3]
-        )
-        return RunResult(tuple(devices), cloud, time.monotonic() - self.started, str(self.run_dir), examples)
-
-    def _example(
-        self,
-        device: str,
-        before: Mapping[str, list[str]],
-        after: Mapping[str, list[str]],
-        cloud_before: Mapping[str, list[str]],
-        cloud_after: Mapping[str, list[str]],
-    ) -> Example:
-        """The first test row that co-tuning set right, else the first one; the device's model and the cloud
-        answer it."""
-        rows = self.data.devices[device].test
-        mended = [
-            number
-            for number, row in enumerate(rows)
-            if after[device][number] == row.answer and before[device][number] != row.answer
-        ]
-        chosen = mended[0] if mended else 0
-        answers = (
-            ModelAnswer(device, before[device][chosen], after[device][chosen]),
-            ModelAnswer("cloud", cloud_before[device][chosen], cloud_after[device][chosen]),
-        )
-        return Example(_asked(rows[chosen]), rows[chosen].answer or "", answers)
-
     def _keep(
         self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult
     ) -> None:
@@ -320,8 +227,7 @@ class Run:
 def run_co_tuning(
     config: Config, data: RunData, run_dir: Path, *, resume: bool, report: Callable[[str], None]
 ) -> RunResult:
-    """Fill a new run directory, or finish an interrupted one with `resume`. RunError if it cannot be written.
-    """
+    """Fill a new run directory, or finish an interrupted one with `resume`. RunError if it cannot be written."""
     with Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal:
         try:
             (run_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
@@ -340,17 +246,3 @@ def run_co_tuning(
 def fingerprint(config: Config) -> str:
     """Hash of everything that decides a run's numbers."""
     return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
-
-
-def _scores(answers: Sequence[str], rows: Sequence[Sample]) -> Scores:
-    return score_answers(answers, [row.answer or "" for row in rows])
-
-
-def _majority(learned: Sequence[Sample], rows: Sequence[Sample]) -> float:
-    return majority_baseline([row.answer or "" for row in learned], [row.answer or "" for row in rows])
-
-
-def _asked(sample: Sample) -> str:
-    return (
-        sample.prompt if isinstance(sample.prompt, str) else "\n".join(turn.content for turn in sample.prompt)
-    )

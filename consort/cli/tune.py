@@ -16,8 +16,8 @@ from consort.preflight import load_checked
 from consort.training.data import Sample
 
 if TYPE_CHECKING:
+    from consort.bench.assemble import RunData
     from consort.bench.results import RunResult
-    from consort.bench.run import RunData
     from consort.preflight.data import Rows
 
 
@@ -81,14 +81,14 @@ def new_run_dir(name: str) -> Path:
 
 def run_data(config: Config, rows: Mapping[str, Rows]) -> RunData:
     """The rows a run learns from and is measured on, out of what the preflight has read."""
-    from consort.bench.run import DeviceSplits, RunData
+    from consort.bench.assemble import DeviceRows, RunData
 
     devices = {}
     for index, device in enumerate(config.devices):
         train, test = _train_and_test(rows[f"devices.{index}.data"], config.eval.rows)
         unlabelled = rows.get(f"devices.{index}.unlabelled")
         asked = [Sample(sample.prompt, None) for sample in unlabelled.splits["train"]] if unlabelled else []
-        devices[device.name] = DeviceSplits(train, asked, test)
+        devices[device.name] = DeviceRows(train, asked, test)
     public_train, public_test = _train_and_test(rows["public"], config.eval.public_rows)
     return RunData(public_train, public_test, devices)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
@@ -35,6 +36,9 @@ from consort.training.loop import LogRow
 from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Cloud:
         self._proxy_dir, self._bridge = proxy_dir, bridge
         self.base_sha256 = base_sha256(load_model(proxy_dir, runtime=config.runtime, name="proxy"))
 
-    def load_llm(self, state: CloudState | None) -> tuple[LocalModel, dict[str, object]]:
+    def load_llm(self, state: CloudState | None) -> tuple[LocalModel, dict[str, nn.Parameter]]:
         """The LLM as it stands after a round, and the parameters it may learn."""
         cloud = self.config.cloud
         llm = load_model(
@@ -92,7 +96,7 @@ class Cloud:
         learned = trainable_part(llm, cloud, seed=self.config.seed)
         if state is not None and state.llm:
             write_parameters(learned, state.llm, where="cloud")
-        return llm, learned  # type: ignore[return-value]
+        return llm, learned
 
     def first_broadcast(self) -> bytes:
         """The fresh shared adapter, which changes nothing yet."""
@@ -132,7 +136,7 @@ class Cloud:
                     self.config.cloud.learning_rate,
                     self.config.cloud.max_tokens,
                     kd_weight=tune.cloud_kd_weight,
-                ),  # type: ignore[arg-type]
+                ),
                 Learner(
                     proxy,
                     lora_parameters(proxy, SHARED),
@@ -144,7 +148,7 @@ class Cloud:
             log = co_train(learners, pools, tune, steps=tune.cloud_steps, seed=seed, bridge=self._bridge)
         # 4) broadcast
         packet, _ = encode_adapter(read_adapter(proxy, SHARED), bits=tune.update_bits, residual=None)
-        after = CloudState(read_parameters(learned), packet)  # type: ignore[arg-type]
+        after = CloudState(read_parameters(learned), packet)
         rows = tuple({"phase": "cloud", "round": round_number, "party": "cloud", **row} for row in log)
         return Entry(after.packed(), {"truncation_error": average.relative_error}, rows)
 

@@ -72,7 +72,7 @@ def run_steps(
         for group, settings in zip(groups, optimizer.param_groups, strict=True):
             settings["lr"] = group.learning_rate * schedule.factor(step)
         loss, row = loss_of(step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in groups:
             nn.utils.clip_grad_norm_(group.parameters, schedule.clip_norm)
         optimizer.step()

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.align.texts_and_teachers import NAMES
 
 from consort.align import Vocabulary
+from tests.align.texts_and_teachers import NAMES
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,18 @@
-"""Laws of transfer: mass is conserved, certainty stays certain, equal tokenizers change nothing, ids never repeat."""
+"""Laws of transfer:
+
+mass is conserved, certainty stays certain, equal tokenizers change nothing, ids never repeat.
+"""
 
 from collections import defaultdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tests.align.texts_and_teachers import PAIRS, PROSE, any_text, certain_teacher, random_teacher
 
 from consort.align import (
     TAIL,
-    SparseRows,
     Spans,
+    SparseRows,
     VocabMap,
     Vocabulary,
     align_rows,
@@ -20,6 +22,7 @@ from consort.align import (
     vocab_map,
 )
 from consort.align.vocab_map import own_first_tokens
+from tests.align.texts_and_teachers import PAIRS, PROSE, any_text, certain_teacher, random_teacher
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -32,7 +35,9 @@ def test_a_certain_teacher_makes_the_student_certain_of_its_own_next_token(
 @settings(max_examples=30, deadline=None)
 @given(text=any_text)
 @pytest.mark.parametrize(("source", "target"), [PAIRS[i] for i in (0, 11, 18, 25, 33, 39, 46, 51)])
-def test_certainty_over_any_text(vocabularies: dict[str, Vocabulary], source: str, target: str, text: str) -> None:
+def test_certainty_over_any_text(
+    vocabularies: dict[str, Vocabulary], source: str, target: str, text: str
+) -> None:
     _check_certainty(vocabularies[source], vocabularies[target], text)
 
 
@@ -42,7 +47,11 @@ def _check_certainty(source: Vocabulary, target: Vocabulary, text: str) -> None:
     assert rows.mask[0] or len(wanted.ids) == 0 or len(spans.ids) == 0
     assert rows.mask[-1]
     golds = [*wanted.ids.tolist(), target.eos_id]
-    unknown = {int(u) for u, t in _pairs(spans, wanted) if t < len(spans.ids) and source.token_bytes[spans.ids[t]] is None}
+    unknown = {
+        int(u)
+        for u, t in _pairs(spans, wanted)
+        if t < len(spans.ids) and source.token_bytes[spans.ids[t]] is None
+    }
     for row in np.flatnonzero(rows.mask).tolist():
         if row in unknown:
             assert rows.rest[row] == 1  # an unknown token says nothing of this text
@@ -76,7 +85,10 @@ def test_mass_is_conserved_and_ids_never_repeat(
             assert not ids[probs == 0].any()
 
 
-@pytest.mark.parametrize(("source", "target"), [("gpt-neox", "llama2"), ("llama2", "gpt2"), ("gpt2", "deepseek-llm"), ("t5-unigram", "falcon")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("gpt-neox", "llama2"), ("llama2", "gpt2"), ("gpt2", "deepseek-llm"), ("t5-unigram", "falcon")],
+)
 def test_transfer_equals_its_definition_written_out(
     vocabularies: dict[str, Vocabulary], source: str, target: str
 ) -> None:
@@ -92,7 +104,8 @@ def test_transfer_equals_its_definition_written_out(
 def _by_definition(
     teacher: SparseRows, source: Spans, target: Spans, mapping: VocabMap
 ) -> list[dict[int, float]]:
-    """One row and one token at a time; the first row is left to the law of certainty where a space is added."""
+    """One row and one token at a time; the first row is left to the law of certainty where a space is added.
+    """
     rows: list[dict[int, float]] = [defaultdict(float) for _ in range(len(target.ids) + 1)]
     cuts = dict(_pairs(source, target))
     pieces, size = mapping.source.token_bytes, len(source.ids)
@@ -102,8 +115,19 @@ def _by_definition(
         t, read = cuts.get(u), b""
         space = b""
         if t is None:
-            t = next((i for i in range(size) if source.starts[i] < position < source.ends[i] and source.added[i] >= 0), None)
-            if t is None or t not in set(align_rows(source, source).source.tolist()) or u not in set(align_rows(target, target).target.tolist()):
+            t = next(
+                (
+                    i
+                    for i in range(size)
+                    if source.starts[i] < position < source.ends[i] and source.added[i] >= 0
+                ),
+                None,
+            )
+            if (
+                t is None
+                or t not in set(align_rows(source, source).source.tolist())
+                or u not in set(align_rows(target, target).target.tolist())
+            ):
                 continue
             actual = pieces[source.ids[t]] or b""
             read = actual[: int(source.added[t]) + position - int(source.starts[t])]
@@ -139,9 +163,18 @@ def test_equal_tokenizers_change_nothing(vocabularies: dict[str, Vocabulary]) ->
     teacher = random_teacher(spans, vocabulary, slots=32, seed=1)
     rows = transfer(teacher, spans, spans, vocab_map(vocabulary, vocabulary))
     assert rows.mask.all()
-    kept = np.array([piece is not None or index == vocabulary.eos_id for index, piece in enumerate(vocabulary.token_bytes)])
+    kept = np.array(
+        [
+            piece is not None or index == vocabulary.eos_id
+            for index, piece in enumerate(vocabulary.token_bytes)
+        ]
+    )
     for row in range(len(rows.mask)):
-        expected = {int(i): float(p) for i, p in zip(teacher.ids[row], teacher.probs[row], strict=True) if kept[i] or True}
+        expected = {
+            int(i): float(p)
+            for i, p in zip(teacher.ids[row], teacher.probs[row], strict=True)
+            if kept[i] or True
+        }
         got = {int(i): float(p) for i, p in zip(rows.ids[row], rows.probs[row], strict=True) if p > 0}
         assert got == pytest.approx(expected, abs=1e-6)
 
@@ -154,20 +187,31 @@ def test_a_batch_equals_its_texts_one_by_one(vocabularies: dict[str, Vocabulary]
     mapping = vocab_map(a, b)
     alone = [transfer(t, s, w, mapping) for t, (s, w) in zip(teachers, pairs, strict=True)]
     together = transfer_batch(
-        SparseRows(*(np.concatenate([getattr(t, name) for t in teachers]) for name in ("ids", "probs", "rest", "mask"))),
+        SparseRows(
+            *(
+                np.concatenate([getattr(t, name) for t in teachers])
+                for name in ("ids", "probs", "rest", "mask")
+            )
+        ),
         [s for s, _ in pairs],
         [w for _, w in pairs],
         mapping,
     )
     for name in ("ids", "probs", "rest", "mask"):
-        np.testing.assert_array_equal(getattr(together, name), np.concatenate([getattr(t, name) for t in alone]))
+        np.testing.assert_array_equal(
+            getattr(together, name), np.concatenate([getattr(t, name) for t in alone])
+        )
 
 
-def test_masked_teacher_rows_teach_nothing_and_foreign_ids_go_to_the_rest(vocabularies: dict[str, Vocabulary]) -> None:
+def test_masked_teacher_rows_teach_nothing_and_foreign_ids_go_to_the_rest(
+    vocabularies: dict[str, Vocabulary],
+) -> None:
     a, b = vocabularies["gpt2"], vocabularies["llama2"]
     spans, wanted = a.spans("one two"), b.spans("one two")
     ids = np.full((3, 2), a.size + 40, np.int32)  # a head padded beyond the vocabulary
-    teacher = SparseRows(ids, np.full((3, 2), 0.5, np.float32), np.zeros(3, np.float32), np.array([True, False, True]))
+    teacher = SparseRows(
+        ids, np.full((3, 2), 0.5, np.float32), np.zeros(3, np.float32), np.array([True, False, True])
+    )
     rows = transfer(teacher, spans, wanted, vocab_map(a, b))
     assert rows.mask.tolist() == [True, False, True]
     assert rows.rest.tolist() == [1, 1, 1]
@@ -180,13 +224,23 @@ def test_conditioning_keeps_only_what_agrees_with_the_bytes_read(vocabularies: d
     names = [b" 48", b" 4", b" 5", b" dollars", b"ly"]
     ids = np.tile(np.array([a.token_bytes.index(name) for name in names], np.int32), (3, 1))
     probs = np.tile(np.array([0.2, 0.1, 0.1, 0.3, 0.2], np.float32), (3, 1))
-    rows = transfer(SparseRows(ids, probs, np.full(3, 0.1, np.float32), np.ones(3, bool)), spans, wanted, vocab_map(a, b))
+    rows = transfer(
+        SparseRows(ids, probs, np.full(3, 0.1, np.float32), np.ones(3, bool)), spans, wanted, vocab_map(a, b)
+    )
     got = [
-        {b.token_bytes[i]: round(float(p), 4) for i, p in zip(rows.ids[row], rows.probs[row], strict=True) if p > 0}
+        {
+            b.token_bytes[i]: round(float(p), 4)
+            for i, p in zip(rows.ids[row], rows.probs[row], strict=True)
+            if p > 0
+        }
         for row in (2, 3)
     ]
     # after the space: 0.9 is shared by .2 + .1 on "4", .1 on "5", .3 on "dollars"; after "4": " 4" has nothing left
-    assert got[0] == {b"4": pytest.approx(0.3857), b"5": pytest.approx(0.1286), b"d": pytest.approx(0.3857)} or got[0][b"4"] == pytest.approx(0.3857)
+    assert got[0] == {
+        b"4": pytest.approx(0.3857),
+        b"5": pytest.approx(0.1286),
+        b"d": pytest.approx(0.3857),
+    } or got[0][b"4"] == pytest.approx(0.3857)
     assert got[1] == {b"8": pytest.approx(0.6)}
 
 

@@ -15,7 +15,9 @@ def _id(vocabulary: Vocabulary, piece: bytes) -> int:
     return vocabulary.token_bytes.index(piece)
 
 
-def test_a_token_goes_to_the_first_token_of_the_targets_own_encoding(vocabularies: dict[str, Vocabulary]) -> None:
+def test_a_token_goes_to_the_first_token_of_the_targets_own_encoding(
+    vocabularies: dict[str, Vocabulary],
+) -> None:
     source, target = vocabularies["gpt-neox"], vocabularies["llama2"]
     mapping = vocab_map(source, target)
     for index in range(300, source.size, 997):
