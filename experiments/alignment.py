@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from loss import commit, hardware
+from provenance import commit, hardware
 from rival_alignment import edit_distance_pairs, longest_prefix_map
 
 from consort.align import SparseRows, Spans, VocabMap, Vocabulary, align_rows, transfer, transfer_batch, vocab_map

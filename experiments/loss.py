@@ -1,10 +1,11 @@
-"""Fused sparse distillation loss against the dense one: time, memory and gradient error, forward and backward.
+"""The fused sparse distillation loss against the dense one: time, memory, gradient error.
 
-Dense is what a plain trainer writes: one [tokens, vocabulary] matrix of logits, F.cross_entropy and F.kl_div against a
-dense teacher (an input, so its memory is not counted). Both methods run in turn in one process, and the ratio is the
-median of the pairs' ratios, because other work on the machine slows both. Memory is the peak resident size of a fresh
-process during forward and backward, less its size before (inputs are in memory then), less the gradients of hidden and
-head, which both methods return. Does not train a model.
+Dense is what a plain trainer writes: one [tokens, vocabulary] matrix of logits, F.cross_entropy and
+F.kl_div against a dense teacher (an input, so its memory is not counted). Both methods run in turn in one
+process of one thread; a time is CPU seconds, the ratio the median of the pairs' ratios, because other work
+on the machine slows both. Memory is the peak resident size of a fresh process during forward and backward,
+less its size before (inputs are in memory then), less the gradients of hidden and head, which both methods
+return. Does not train a model.
 
     python experiments/loss.py [--pairs 5] [--skip-large]
 """
@@ -13,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from provenance import commit, hardware, peak_bytes
 from torch import Tensor
 
 from consort.training.losses import SparseTargets, fused_loss, top_k_targets
@@ -34,7 +35,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """One problem size. A frozen head is LoRA training; a learning head is full training or tied embeddings."""
+    """One problem size. A frozen head is LoRA; a learning head is full training or tied embeddings."""
 
     rows: int
     vocabulary: int
@@ -45,11 +46,7 @@ class Case:
     autocast: bool = False
 
 
-LARGE = [
-    Case(512, 152_064, 896, 128, temperature, learns)
-    for temperature in (1.0, 2.0)
-    for learns in (True, False)
-]
+LARGE = [Case(512, 152_064, 896, 128, warm, learns) for warm in (1.0, 2.0) for learns in (True, False)]
 LARGE.append(Case(512, 152_064, 896, 128, 1.0, True, autocast=True))
 EVERYDAY = [
     Case(rows, vocabulary, width, 24, temperature)
@@ -75,9 +72,9 @@ def inputs_of(case: Case) -> Inputs:
     targets = top_k_targets(teacher_NV, case.k, temperature=case.temperature)
     return Inputs(
         torch.randn(case.rows, case.width, generator=rng).requires_grad_(),
-        (case.width**-0.5 * torch.randn(case.vocabulary, case.width, generator=rng)).requires_grad_(
-            case.head_learns
-        ),
+        torch.randn(case.vocabulary, case.width, generator=rng)
+        .mul_(case.width**-0.5)
+        .requires_grad_(case.head_learns),
         torch.randint(case.vocabulary, (case.rows,), generator=rng),
         teacher_NV.div_(case.temperature).softmax(1),
         targets,
@@ -105,7 +102,7 @@ METHODS = {"dense": dense, "fused": fused}
 
 
 def step(method: str, inputs: Inputs, case: Case) -> float:
-    """Seconds of one forward and backward pass."""
+    """CPU seconds of one forward and backward pass."""
     inputs.hidden_ND.grad = inputs.head_VD.grad = None
     start = time.process_time()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.autocast):
@@ -135,33 +132,25 @@ def extra_megabytes(case: Case, method: str) -> float:
 
     The inputs come through shared memory: what making them had freed would hide as much of the peak.
     """
-    with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (case, method, inputs_of(case)))
+    context = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure_memory, case, method, inputs_of(case)).result()
 
 
 def _measure_memory(case: Case, method: str, inputs: Inputs) -> float:
     torch.set_num_threads(1)
-    step(
-        method, inputs_of(Case(8, 256, 16, 4, case.temperature, autocast=case.autocast)), case
-    )  # loads the kernels
+    small = Case(8, 256, 16, 4, case.temperature, autocast=case.autocast)
+    step(method, inputs_of(small), small)  # loads the kernels
     for tensor in (inputs.hidden_ND, inputs.head_VD, inputs.teacher_NV):
         assert torch.isfinite(tensor.detach().sum())  # touches every page
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at the present size
-    before = _resident_bytes("VmRSS")
-    step(method, inputs, case)
-    returned = [
-        tensor.grad.nbytes for tensor in (inputs.hidden_ND, inputs.head_VD) if tensor.grad is not None
-    ]
-    return (_resident_bytes("VmHWM") - before - sum(returned)) / 1e6
-
-
-def _resident_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+    peak = peak_bytes(lambda: step(method, inputs, case))
+    gradients = [tensor.grad for tensor in (inputs.hidden_ND, inputs.head_VD) if tensor.grad is not None]
+    returned = sum(gradient.nbytes for gradient in gradients)
+    return (peak - returned) / 1e6
 
 
 def gradient_error() -> float:
-    """Largest relative error of the fused gradients in float64, where the teacher keeps the whole vocabulary."""
+    """Largest relative error of the fused gradients in float64, with a teacher of the whole vocabulary."""
     case = Case(24, 512, 32, 512, temperature=2.0)
     rounded = inputs_of(case)
     logits_NV = rounded.teacher_NV.double().log()
@@ -176,58 +165,46 @@ def gradient_error() -> float:
     return max(float((f - w).norm() / w.norm()) for f, w in zip(found, wanted, strict=True))
 
 
-def hardware() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return f"{name}, {os.cpu_count()} cores, 1 thread used, torch {torch.__version__}"
-
-
-def commit() -> str:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return asked.stdout.strip() or "none"
-
-
 def as_markdown(result: dict) -> str:
     lines = [
         "# Fused distillation loss against the dense one",
         "",
         f"Forward and backward. Commit {result['commit']}; {result['hardware']}; seed {result['seed']}. "
         f"float64 gradients differ by at most {result['float64_gradient_error']:.1e} (relative).",
-        "MB: peak beyond the inputs and the returned gradients. Speed-up: median of dense / fused over pairs (lowest, highest).",
+        "Time: CPU, median. Speed-up: dense / fused, median over pairs (lowest, highest). "
+        "MB: peak beyond the inputs and the returned gradients; with bf16 products it holds, for both, "
+        "a bf16 copy of the head (272 MB).",
         "",
-        "| tokens | vocabulary | width | k | T | head | product | dense | fused | speed-up | dense MB | fused MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| tokens | vocabulary | width | k | T | head | product "
+        "| dense | fused | speed-up | dense MB | fused MB |",
+        "|---" * 12 + "|",
     ]
     for row in result["cases"]:
         unit, scale = ("s", 1) if row["dense_s"] > 0.5 else ("ms", 1000)
         memory = [f"{row[name]:.0f}" if name in row else "" for name in ("dense_mb", "fused_mb")]
-        lines.append(
-            f"| {row['rows']} | {row['vocabulary']} | {row['width']} | {row['k']} | {row['temperature']:g} "
-            f"| {'learns' if row['head_learns'] else 'frozen'} | {'bf16' if row['autocast'] else 'float32'} "
-            f"| {row['dense_s'] * scale:.2f} {unit} | {row['fused_s'] * scale:.2f} {unit} "
-            f"| {row['speed_up']:.2f} ({row['speed_up_min']:.2f}, {row['speed_up_max']:.2f}) | {' | '.join(memory)} |"
-        )
+        cells = [
+            *(str(row[name]) for name in ("rows", "vocabulary", "width", "k", "temperature")),
+            "learns" if row["head_learns"] else "frozen",
+            "bf16" if row["autocast"] else "float32",
+            *(f"{row[name] * scale:.2f} {unit}" for name in ("dense_s", "fused_s")),
+            f"{row['speed_up']:.2f} ({row['speed_up_min']:.2f}, {row['speed_up_max']:.2f})",
+            *memory,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--pairs", type=int, default=5, help="pairs of runs a large case (40 times as many for a small one)"
+        "--pairs", type=int, default=5, help="runs a large case (a small one: 40 times as many)"
     )
     parser.add_argument("--skip-large", action="store_true", help="only the everyday sizes; writes no result")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = [{**asdict(case), **time_pairs(case, 40 * options.pairs)} for case in EVERYDAY]
     for case in [] if options.skip_large else LARGE:
+        print(f"measuring {case}", file=sys.stderr)
         memory = {f"{method}_mb": extra_megabytes(case, method) for method in METHODS}
         cases.append({**asdict(case), **memory, **time_pairs(case, options.pairs)})
     result = {

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from loss import commit, hardware
+from provenance import commit, hardware
 from wire_adapters import adapter_tables
 
 from consort.align import SparseRows

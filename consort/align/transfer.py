@@ -101,17 +101,15 @@ def transfer_batch(
     )
     first_at, last_at = _rows_at(rows, wanted)
     row_U, before_U = first_at[wanted.position], last_at[wanted.position]
-    inside_U = (row_U < 0) & (rows.start[before_U] < wanted.position) & (wanted.position < rows.end[before_U])
-    inside_U &= condition & (rows.added[before_U] >= 0)
+    shared_U = wanted.cut & (row_U >= 0)
+    inside_U = wanted.cut & (row_U < 0) & (rows.added[before_U] >= 0) & condition
+    inside_U &= (rows.start[before_U] < wanted.position) & (wanted.position < rows.end[before_U])
+    shared, inside = (np.flatnonzero(used_U & teacher.mask[before_U]) for used_U in (shared_U, inside_U))
+    target_P = np.concatenate((shared, inside))
+    steps = _Steps.of(rows, before_U[target_P], wanted, target_P, mapping)
     result = _nothing(len(wanted.position), teacher.ids.shape[1])
-    for carry, chosen_U, source_U in (
-        (_carry_shared, row_U >= 0, row_U),
-        (_carry_inside, inside_U, before_U),
-    ):
-        used = np.flatnonzero(chosen_U & wanted.cut & teacher.mask[source_U])
-        steps = _Steps.of(rows, source_U[used], wanted, used, mapping)
-        for first in range(0, len(used), _BLOCK_ROWS):
-            carry(teacher, steps.block(first), mapping, result)
+    for first in range(0, len(target_P), _BLOCK_ROWS):
+        _carry(teacher, steps.part(slice(first, first + _BLOCK_ROWS)), max(0, len(shared) - first), mapping, result)
     return result
 
 
@@ -146,8 +144,7 @@ class _Steps:
         read, added = np.maximum(rows.added[source], 0) + inside, np.maximum(wanted.added[target], 0)
         return _Steps(source, target, actual, gold, read, added)
 
-    def block(self, first: int) -> _Steps:
-        rows = slice(first, first + _BLOCK_ROWS)
+    def part(self, rows: slice) -> _Steps:
         return _Steps(
             self.source[rows],
             self.target[rows],
@@ -207,9 +204,26 @@ def _nothing(num_rows: int, num_slots: int) -> SparseRows:
     return SparseRows(ids, probs, np.ones(num_rows, np.float32), np.zeros(num_rows, bool))
 
 
-def _carry_shared(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result: SparseRows) -> None:
-    """At shared cuts: the actual token to the actual token, the others through the map."""
+def _carry(
+    teacher: SparseRows, steps: _Steps, num_shared: int, mapping: VocabMap, result: SparseRows
+) -> None:
+    """Maps the rows at shared cuts, which come first, and those inside a token, then adds what meets."""
     ids_PK, probs_PK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
+    mapped_PK = np.empty_like(ids_PK)
+    shared, inside = slice(0, num_shared), slice(num_shared, None)
+    mapped_PK[shared] = _map_shared(ids_PK[shared], steps.part(shared), mapping)
+    if len(ids_PK) > num_shared:
+        share_Q = 1.0 - teacher.rest[steps.source[inside]]
+        mapped_PK[inside] = _map_inside(ids_PK[inside], probs_PK[inside], steps.part(inside), mapping, share_Q)
+    _merge(mapped_PK, probs_PK)
+    total_P = np.einsum("pk->p", probs_PK)
+    result.ids[steps.target], result.probs[steps.target] = mapped_PK, probs_PK
+    result.rest[steps.target] = np.maximum(1.0 - total_P, 0.0)
+    result.mask[steps.target] = (total_P > 0) | (np.arange(len(total_P)) < num_shared)
+
+
+def _map_shared(ids_PK: IntArray, steps: _Steps, mapping: VocabMap) -> IntArray:
+    """At shared cuts: the actual token to the actual token, the others through the map."""
     mapped_PK = mapping.target_ids.take(ids_PK, mode="clip")
     uneven_P = steps.read != steps.added
     # where only one side puts a space that is not in the text, the other's tokens lose it or gain it
@@ -222,33 +236,23 @@ def _carry_shared(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result:
     if len(other):
         actual_DK = ids_PK[other] == steps.actual[other, None]
         mapped_PK[other] = np.where(actual_DK, steps.gold[other, None], mapped_PK[other])
-    _settle(mapped_PK, probs_PK, steps.target, result)
+    return mapped_PK
 
 
-def _carry_inside(teacher: SparseRows, steps: _Steps, mapping: VocabMap, result: SparseRows) -> None:
-    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had.
-    """
-    ids_QK, probs_QK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
+def _map_inside(
+    ids_QK: IntArray, probs_QK: FloatArray, steps: _Steps, mapping: VocabMap, share_Q: FloatArray
+) -> IntArray:
+    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
     # 1) keep the tokens that begin like the actual one, and what they had
     begins_QK = mapping.begin_alike(ids_QK, steps.actual, steps.read)
     probs_QK *= begins_QK.astype(np.float32)
     total_Q = np.einsum("qk->q", probs_QK)
-    probs_QK *= ((1.0 - teacher.rest[steps.source]) / np.where(total_Q > 0, total_Q, 1.0))[:, None]
+    probs_QK *= (share_Q / np.where(total_Q > 0, total_Q, 1.0))[:, None]
     # 2) what follows in the target's own tokens; the actual token continues with the actual one
     mapped_QK = mapping.remainders(ids_QK, steps.read[:, None], steps.added[:, None], where=begins_QK)
     actual = np.flatnonzero(ids_QK == steps.actual[:, None])
     mapped_QK.reshape(-1)[actual] = steps.gold[actual // ids_QK.shape[1]]
-    _settle(mapped_QK, probs_QK, steps.target, result)
-    result.mask[steps.target[total_Q <= 0]] = False
-
-
-def _settle(ids_PK: IntArray, probs_PK: FloatArray, target_P: IntArray, result: SparseRows) -> None:
-    """Adds what meets and writes the rows; what is missing to 1 is the rest."""
-    _merge(ids_PK, probs_PK)
-    slots = ids_PK.shape[1]
-    result.ids[:, :slots][target_P], result.probs[:, :slots][target_P] = ids_PK, probs_PK
-    result.rest[target_P] = np.maximum(1.0 - np.einsum("pk->p", probs_PK), 0.0)
-    result.mask[target_P] = True
+    return mapped_QK
 
 
 def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:

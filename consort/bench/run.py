@@ -111,7 +111,7 @@ class Run:
             rows = tuple({"phase": "alone", "round": 0, "party": device.name, **row} for row in log)
             return Entry(save_tensors(dict(weights)), {}, rows)
 
-        weights: Weights = load_tensors(self.journal.once(f"alone/{device.name}", work).payload)
+        weights: Weights = load_tensors(self.journal.once(f"tuned-alone/{device.name}", work).payload)
         return weights
 
     def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:

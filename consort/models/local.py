@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from consort.align import Vocabulary
@@ -84,7 +84,7 @@ def load_model(
     disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
     where = str(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = _load_tokenizer(where)
         module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -95,6 +95,18 @@ def load_model(
     if chat_template:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return wrap_model(module, tokenizer, name=name or Path(where).name, runtime=runtime)
+
+
+def _load_tokenizer(where: str) -> Any:
+    """The tokenizer as its tokenizer.json says.
+
+    AutoTokenizer goes by the model's type instead, and for some (Qwen2) rebuilds normaliser and cuts that the file may
+    not have: the same ids, another text.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(where)
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(where)  # no tokenizer.json: whatever the repository brings
 
 
 def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:

@@ -1,0 +1,37 @@
+"""Loading and generating: the saved tokenizer comes back, and a batch answers like its rows one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from consort.errors import ModelError
+from consort.models.local import generate, load_model
+from consort.training.proxy import save_model
+from tests.tiny_models import ARCHITECTURES, CPU, byte_level, escaped_spaces, tiny
+
+TEXT = "grüße,  what's   the daily limit?\nerror 17"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["byte_level", "bpe", "unigram"])
+def test_a_saved_model_comes_back_with_its_own_tokenizer(architecture, family, tmp_path):
+    tokenizer = byte_level() if family == "byte_level" else escaped_spaces(family, lines_apart=True)
+    model = tiny(architecture, tokenizer)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path, runtime=CPU)
+    assert loaded.vocabulary.encode(TEXT) == model.vocabulary.encode(TEXT)
+    assert loaded.vocabulary.decode(loaded.vocabulary.encode(TEXT)) == TEXT
+    assert loaded.vocabulary.sha256 == model.vocabulary.sha256
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_batch_of_prompts_is_answered_as_each_alone(architecture):
+    model = tiny(architecture)
+    prompts = [model.vocabulary.encode(text) for text in ("the clinic opens", "error", "what's the daily limit of")]
+    together = generate(model, prompts, max_new_tokens=6)
+    assert together == [generate(model, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+
+
+def test_a_directory_without_a_model_says_what_to_give(tmp_path):
+    with pytest.raises(ModelError, match="give a local transformers directory"):
+        load_model(tmp_path / "nothing", runtime=CPU)
