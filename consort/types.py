@@ -1,4 +1,5 @@
-"""The words the whole project speaks: messages and answers, token distributions, and what a model can be asked.
+"""The words the whole project speaks: messages and answers, token distributions, and what a model can be
+asked.
 
 Nothing here computes, and nothing here imports a framework: a model is whatever keeps one of these protocols.
 """
@@ -60,7 +61,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """A next-token distribution cut to its K most likely tokens; `rest` is the probability mass that was cut off."""
+    """A next-token distribution cut to its K most likely tokens; `rest` is the probability mass that was cut
+    off."""
 
     ids: IntArray
     logprobs: FloatArray
@@ -90,7 +92,7 @@ class LM(Protocol):
 
 
 class Session(Protocol):
-    """A key-value cache seen from outside. Draft is `extend` by one id, verify by many, reject is `rewind`."""
+    """A key-value cache from outside: draft is `extend` by one id, verify by many, reject is `rewind`."""
 
     def extend(self, ids: Sequence[int]) -> list[TopK]:
         """Append ids; returns the next-token distribution after each of them."""
@@ -119,8 +121,9 @@ class TokenLM(LM, Protocol):
 class Adapter:
     """What a model learned on top of a frozen base, as arrays: it travels, is averaged and is stored.
 
-    LoRA tensors come in pairs `<module>.lora_A` [rank, in] and `<module>.lora_B` [out, rank]; the update of the module is
-    `scaling * B @ A`. `base_sha256` names the base it belongs to: applied to another it means nothing.
+    LoRA tensors come in pairs `<module>.lora_A` [rank, in] and `<module>.lora_B` [out, rank]; the update of
+    the module is `scaling * B @ A`. `base_sha256` names the base it belongs to: applied to another it means
+    nothing.
     """
 
     tensors: Mapping[str, FloatArray]

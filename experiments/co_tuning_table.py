@@ -1,9 +1,8 @@
-"""The table of `real_co_tuning.py`: means over seeds with standard errors, gains against tuning alone, bytes."""
+"""The table of `real_co_tuning.py`: means over seeds, standard errors, gains against alone, bytes."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,13 @@ METRICS = (("em", "EM"), ("rouge_l", "Rouge-L"))
 def write(work: Path, results: Path) -> None:
     """Read every arm's result, write co_tuning.json and co_tuning.md."""
     runs = {arm: _runs(work, arm) for arm in LABELS}
-    summary = {arm: _summary(found) for arm, found in runs.items() if found}
+    summary = {arm: _summary(found, runs["alone"]) for arm, found in runs.items() if found}
     lines = [
         "# Co-tuning on real data",
         "",
-        f"`experiments/real_co_tuning.py`; commit {commit()}; {hardware()}. Percent, mean over seeds ± standard error of",
-        "that mean (rows differ between seeds). 200 test rows a device, greedy answers. Gain: against alone, relative, of",
-        "the mean over devices.",
+        f"`experiments/real_co_tuning.py`; commit {commit()}; {hardware()}.",
+        "Percent, mean over seeds ± standard error of it (± 0.0: one seed). 200 test rows a device, greedy",
+        "answers. Gain: of the mean over devices, relative to alone with the same seeds.",
         "",
     ]
     for metric, name in METRICS:
@@ -60,24 +59,31 @@ def _runs(work: Path, arm: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted((work / "results").glob(f"{arm}-[0-9]*.json"))]
 
 
-def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(runs: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": [run["seed"] for run in runs], "devices": {}, "cloud": {}}
     for name in real_data.DEVICES:
+        of_device = [run["devices"][name] for run in runs]
         found["devices"][name] = {
-            metric: _score([run["devices"][name][metric] for run in runs]) for metric, _ in METRICS
+            metric: _score([each[metric] for each in of_device]) for metric in ("em", "rouge_l", "majority")
         }
-        found["devices"][name]["majority"] = _score([run["devices"][name]["majority"] for run in runs])
-    found["mean"] = {
-        metric: _score([float(np.mean([device[metric] for device in run["devices"].values()])) for run in runs])
-        for metric, _ in METRICS
-    }
+    baseline = [run for run in alone if run["seed"] in found["seeds"]]
+    found["mean"], found["gain"] = {}, {}
+    for metric, _ in METRICS:
+        found["mean"][metric] = _score([_mean_over_devices(run, metric) for run in runs])
+        without = float(np.mean([_mean_over_devices(run, metric) for run in baseline]))
+        found["gain"][metric] = found["mean"][metric]["mean"] / without - 1
     for name in runs[0]["cloud"]:
-        found["cloud"][name] = {metric: _score([run["cloud"][name][metric] for run in runs]) for metric, _ in METRICS}
+        on_set = [run["cloud"][name] for run in runs]
+        found["cloud"][name] = {metric: _score([each[metric] for each in on_set]) for metric, _ in METRICS}
     for way in ("uplink_bytes", "downlink_bytes"):
         found[way] = float(np.mean([sum(run[way].values()) for run in runs]))
     if "memorised" in runs[0]:
         found["memorised"] = [run["memorised"] for run in runs]
     return found
+
+
+def _mean_over_devices(run: dict[str, Any], metric: str) -> float:
+    return float(np.mean([device[metric] for device in run["devices"].values()]))
 
 
 def _score(values: Sequence[float]) -> dict[str, float]:
@@ -92,17 +98,13 @@ def _device_table(metric: str, name: str, summary: dict[str, Any]) -> list[str]:
         f"| arm | seeds | {' | '.join(real_data.DEVICES)} | mean | gain |",
         f"|---|---|{'---|' * len(real_data.DEVICES)}---|---|",
     ]
-    alone = summary["alone"]["mean"][metric]["mean"]
     if metric == "em":
         shares = [_percent(summary["alone"]["devices"][device]["majority"]) for device in real_data.DEVICES]
         lines.append(f"| majority answer | | {' | '.join(shares)} | | |")
     for arm, found in summary.items():
         cells = [_percent(found["devices"][device][metric]) for device in real_data.DEVICES]
-        gain = found["mean"][metric]["mean"] / alone - 1
-        lines.append(
-            f"| {LABELS[arm]} | {len(found['seeds'])} | {' | '.join(cells)} | {_percent(found['mean'][metric])} "
-            f"| {100 * gain:+.1f} % |"
-        )
+        mean, gain = _percent(found["mean"][metric]), f"{100 * found['gain'][metric]:+.1f} %"
+        lines.append(f"| {LABELS[arm]} | {len(found['seeds'])} | {' | '.join([*cells, mean, gain])} |")
     return [*lines, ""]
 
 
@@ -111,16 +113,17 @@ def _cloud_table(summary: dict[str, Any]) -> list[str]:
     lines = [
         "## The cloud model: EM / Rouge-L, and all devices' bytes",
         "",
-        "`lacked`: test rows of the five domains of `assistant` that the public set lacks. `elsewhere`: public rows held out.",
+        "`lacked`: test rows of the five domains of `assistant` that the public set lacks. `elsewhere`: other",
+        "held-out public rows.",
         "",
         f"| arm | {' | '.join(sets)} | uplink | downlink |",
         f"|---|{'---|' * len(sets)}---|---|",
     ]
     for arm, found in summary.items():
-        cells = [
-            f"{100 * found['cloud'][name]['em']['mean']:.1f} / {_percent(found['cloud'][name]['rouge_l'])}" for name in sets
-        ]
-        lines.append(f"| {LABELS[arm]} | {' | '.join(cells)} | {_size(found['uplink_bytes'])} | {_size(found['downlink_bytes'])} |")
+        scores = [found["cloud"][name] for name in sets]
+        cells = [f"{100 * each['em']['mean']:.1f} / {_percent(each['rouge_l'])}" for each in scores]
+        cells += [_size(found["uplink_bytes"]), _size(found["downlink_bytes"])]
+        lines.append(f"| {LABELS[arm]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -129,4 +132,4 @@ def _percent(score: dict[str, float]) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    return "–" if not num_bytes else f"{num_bytes / 10 ** (3 * (power := min(2, int(math.log10(num_bytes) // 3)))):.2f} {['B', 'kB', 'MB'][power]}"
+    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes else "–"

@@ -1,8 +1,10 @@
-"""The real consortium's base models, from scratch: a cloud LLM on public rows, four edge SLMs on other tasks only.
+"""The real consortium's base models, from scratch: a cloud LLM on public rows, four edge SLMs on other tasks
+only.
 
     python experiments/pretrain_real.py --out runs/real_models [--only cloud] [--precision bfloat16]
 
-Deterministic and resumable: each model continues from its checkpoint, and a finished model is not trained again.
+Deterministic and resumable: each model continues from its checkpoint, and a finished model is not trained
+again.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def train(recipe: Recipe, data: real_data.RealData, out: Path, runtime: RuntimeC
 
 
 def mixture(recipe: Recipe, data: real_data.RealData) -> list[Sample]:
-    """About 100,000 rows in a fixed random order, device tasks in the recipe's share (by characters, which is near to tokens)."""
+    """About 100,000 rows in a fixed random order, device tasks in the recipe's share (by characters, which is
+    near to tokens)."""
     device_rows = [sample for name in real_data.DEVICES for sample in data.public[name]]
     other_rows = [sample for name in real_data.OTHER_TASKS for sample in data.public[name]]
     rng = random.Random(f"mixture {recipe.name}")

@@ -4,8 +4,8 @@
     python experiments/real_co_tuning.py run [--seeds 0 1 2] [--arms co_plms alone ...]
     python experiments/real_co_tuning.py table                # experiments/results/co_tuning.{json,md}
 
-An arm that has a result is not run again, so an interrupted session continues. Every arm of a seed has the same rows, base models
-and SLM steps. EM and Rouge-L are of greedy answers to 200 test rows a device.
+An arm that has a result is not run again, so an interrupted session continues. Every arm of a seed has the
+same rows, base models and SLM steps. EM and Rouge-L are of greedy answers to 200 test rows a device.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def run_arm(arm: str, seed: int) -> None:
 
 
 def measure(config: Config, data: real_data.RealData, tuned: Tuned) -> dict[str, Any]:
-    """Scores of every device's model on its own test rows, and of the LLM on all of them, on the lacked domains and elsewhere."""
+    """Scores of every device's model on its own test rows, and of the LLM on all of them, on the lacked
+    domains and elsewhere."""
     devices = {}
     for device in config.devices:
         rows = data.devices[device.name]

@@ -1,7 +1,9 @@
-"""The real consortium: four devices with private rows, and a public set that lacks half of one device's domains.
+"""The real consortium: four devices with private rows, and a public set that lacks half of one device's
+domains.
 
-Rows come from `shared/data/tasks` (its README names sources and licences). Device `assistant` works in ten domains, of which the
-public set has rows of five; the cloud's gain on the other five is what devices teach it.
+Rows come from `shared/data/tasks` (its README names sources and licences). Device `assistant` works in ten
+domains, of which the public set has rows of five; the cloud's gain on the other five is what devices teach
+it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def data_dir() -> Path:
 
 
 def load(seed: int, *, test_rows: int = 200) -> RealData:
-    """The consortium drawn with this seed; public rows do not depend on it, so pretrained models serve every seed."""
+    """The consortium drawn with this seed; public rows do not depend on it, so pretrained models serve every
+    seed."""
     devices, public, public_test, lacked = {}, {}, [], []
     for name in DEVICES:
         rows = _rows(name, "train")

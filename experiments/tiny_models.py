@@ -1,6 +1,8 @@
-"""Tokenizers and language models small enough to be trained from scratch here: four tokenizer families, five architectures.
+"""Tokenizers and language models small enough to be trained from scratch here: four tokenizer families, five
+architectures.
 
-Used by the recipe of the bundled zoo and by the experiments on real data. Only sizes are chosen here, no training is done.
+Used by the recipe of the bundled zoo and by the experiments on real data. Only sizes are chosen here, no
+training is done.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ Family = Literal["byte_bpe", "sentencepiece_bpe", "unigram"]
 Architecture = Literal["llama", "qwen2", "gpt_neox", "gpt2", "bloom"]
 
 END, PAD = "<|end|>", "<|pad|>"
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
 
 
 def train_tokenizer(family: Family, vocabulary: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -76,7 +81,8 @@ def train_tokenizer(family: Family, vocabulary: int, texts: Iterable[str]) -> Pr
     if family == "unigram":
         tokenizer = _with_byte_fallback(tokenizer)
     if family != "byte_bpe":
-        # the byte tokens are vocabulary, not markup: they must not be found inside a text or skipped when decoding
+        # the byte tokens are vocabulary, not markup: they must not be found inside a text or skipped when
+        # decoding
         tokenizer = _only_special(tokenizer, special)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

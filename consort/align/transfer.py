@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from consort.types import FloatArray, IntArray
 
 
-_BLOCK_ROWS = (
-    1024  # bounds the memory for long texts; a smaller block pays its calls oftener than the cache gains
-)
+_BLOCK_ROWS = 1024  # bounds the memory for long texts; smaller ones pay more in calls than the cache gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +207,9 @@ def _carry(
 ) -> None:
     """Maps the rows at shared cuts, which come first, and those inside a token, then adds what meets."""
     ids_PK, probs_PK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
-    mapped_PK = np.empty_like(ids_PK)
-    shared, inside = slice(0, num_shared), slice(num_shared, None)
-    mapped_PK[shared] = _map_shared(ids_PK[shared], steps.part(shared), mapping)
+    shared, inside, mapped_PK = slice(0, num_shared), slice(num_shared, None), np.empty_like(ids_PK)
+    mapping.target_ids.take(ids_PK[shared], mode="clip", out=mapped_PK[shared])
+    _correct_shared(mapped_PK[shared], ids_PK[shared], steps.part(shared), mapping)
     if len(ids_PK) > num_shared:
         share_Q = 1.0 - teacher.rest[steps.source[inside]]
         mapped_PK[inside] = _map_inside(ids_PK[inside], probs_PK[inside], steps.part(inside), mapping, share_Q)
@@ -222,9 +220,8 @@ def _carry(
     result.mask[steps.target] = (total_P > 0) | (np.arange(len(total_P)) < num_shared)
 
 
-def _map_shared(ids_PK: IntArray, steps: _Steps, mapping: VocabMap) -> IntArray:
-    """At shared cuts: the actual token to the actual token, the others through the map."""
-    mapped_PK = mapping.target_ids.take(ids_PK, mode="clip")
+def _correct_shared(mapped_PK: IntArray, ids_PK: IntArray, steps: _Steps, mapping: VocabMap) -> None:
+    """At shared cuts the map holds, but for the actual token and for a space that is not in the text."""
     uneven_P = steps.read != steps.added
     # where only one side puts a space that is not in the text, the other's tokens lose it or gain it
     if len(uneven := np.flatnonzero(uneven_P)):
@@ -236,7 +233,6 @@ def _map_shared(ids_PK: IntArray, steps: _Steps, mapping: VocabMap) -> IntArray:
     if len(other):
         actual_DK = ids_PK[other] == steps.actual[other, None]
         mapped_PK[other] = np.where(actual_DK, steps.gold[other, None], mapped_PK[other])
-    return mapped_PK
 
 
 def _map_inside(
@@ -256,10 +252,7 @@ def _map_inside(
 
 
 def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
-    """In place:
-
-    equal ids of a row become one slot with their sum; the tail's slots and the emptied ones, unused.
-    """
+    """In place: equal ids of a row become one slot with their sum; the tail's slots and emptied ones, unused."""
     slots = ids_PK.shape[1]
     bits = (slots - 1).bit_length()
     # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.
@@ -267,15 +260,20 @@ def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
     keys_PK |= np.arange(slots, dtype=np.uint32)
     keys_PK.sort(axis=1)
     keys, ids, probs = keys_PK.reshape(-1), ids_PK.reshape(-1), probs_PK.reshape(-1)
-    alike = (keys[1:] ^ keys[:-1]) < np.uint32(1 << bits)
-    alike &= keys[1:] < np.uint32(1 << 31)  # the tail's need not meet
-    alike[slots - 1 :: slots] = False  # the last of a row and the first of the next
-    if len(again := np.flatnonzero(alike)):
+    alike_PK = np.zeros(ids_PK.shape, bool)  # each key with the next one
+    np.less(keys[1:] ^ keys[:-1], np.uint32(1 << bits), out=alike_PK.reshape(-1)[:-1])
+    alike_PK[:, -1] = False
+    # the tail sorts last, and need not meet
+    tail_rows = np.flatnonzero(keys_PK[:, -1] >> np.uint32(31))
+    alike_PK[tail_rows] &= keys_PK[tail_rows] >> np.uint32(31) == 0
+    again = np.flatnonzero(alike_PK)
+    if len(again):
         row_begins, slot_mask = again // slots * slots, np.uint32((1 << bits) - 1)
         later = row_begins + (keys.take(again + 1) & slot_mask)
         runs = np.flatnonzero(np.concatenate(([True], again[1:] - again[:-1] != 1)))
         first = row_begins.take(runs) + (keys.take(again.take(runs)) & slot_mask)
         probs[first] += np.add.reduceat(probs.take(later), runs)
         probs[later], ids[later] = 0.0, 0
-    probs *= (ids >= 0).astype(np.float32)
-    ids &= ~(ids >> 31)
+    used = ids_PK[tail_rows] >= 0
+    probs_PK[tail_rows] *= used.astype(np.float32)
+    ids_PK[tail_rows] *= used.astype(np.int32)

@@ -36,7 +36,7 @@ class RunData:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What every model said to its test rows: devices by name; the cloud by device, and to the public rows."""
+    """Every model's answers to test rows: devices by name; the cloud by device, and to the public rows."""
 
     before: Mapping[str, list[str]]
     alone: Mapping[str, list[str]]

@@ -227,7 +227,7 @@ class Run:
 def run_co_tuning(
     config: Config, data: RunData, run_dir: Path, *, resume: bool, report: Callable[[str], None]
 ) -> RunResult:
-    """Fill a new run directory, or finish an interrupted one with `resume`. RunError if it cannot be written."""
+    """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
     with Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal:
         try:
             (run_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")

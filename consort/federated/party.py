@@ -102,7 +102,9 @@ class Device:
         """The round's update; asked for again, the same bytes."""
         entry = self._journal.once(f"round-{round_number}", lambda: self._round(shared, round_number))
         packet = load_tensors(entry.payload)["packet"].tobytes()
-        return Update(self.name, round_number, packet, len(self.rows.train), tuple(dict(row) for row in entry.rows))
+        return Update(
+            self.name, round_number, packet, len(self.rows.train), tuple(dict(row) for row in entry.rows)
+        )
 
     def state(self) -> PrivateState | None:
         """The state after the last finished round; None before the first."""

@@ -47,8 +47,7 @@ class LocalModel:
         return self.vocabulary.eos_id
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B, T, D] before the head. Right padding needs no mask: nothing causal looks at it.
-        """
+        """Hidden states [B, T, D] before the head. Right padding needs no mask: no earlier token sees it."""
         with self.autocast():
             states: Tensor = self.module.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
@@ -90,7 +89,7 @@ def load_model(
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
             where=where,
-            hint="give a local transformers directory, or a Hub id that HF_HOME holds or that can be downloaded",
+            hint="give a transformers directory, or a Hub id that HF_HOME holds or that can be downloaded",
         ) from error
     if chat_template:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -100,8 +99,8 @@ def load_model(
 def _load_tokenizer(where: str) -> Any:
     """The tokenizer as its tokenizer.json says.
 
-    AutoTokenizer goes by the model's type instead, and for some (Qwen2) rebuilds normaliser and cuts that the file may
-    not have: the same ids, another text.
+    AutoTokenizer goes by the model's type instead, and for some (Qwen2) rebuilds normaliser and cuts that the
+    file may not have: the same ids, another text.
     """
     try:
         return PreTrainedTokenizerFast.from_pretrained(where)
@@ -110,8 +109,7 @@ def _load_tokenizer(where: str) -> Any:
 
 
 def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:
-    """A module and a tokenizer already in memory as a LocalModel, moved to the runtime's device and frozen.
-    """
+    """A module and a tokenizer in memory as a LocalModel, frozen, on the runtime's device."""
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.eos_id is None:
         raise ModelError(

@@ -1,2 +1,1 @@
-"""Everything that changes a model's weights: data, losses, the one training loop, and what is built on them.
-"""
+"""Everything that changes a model's weights: data, losses, the one training loop, what builds on them."""

@@ -125,7 +125,7 @@ def write_adapter(model: LocalModel, name: str, adapter: Adapter) -> None:
     """Overwrite a LoRA of the same shape; ModelError if it was made for another base."""
     if adapter.base_sha256 != base_sha256(model):
         raise ModelError(
-            f"the adapter belongs to the base {adapter.base_sha256[:12]}, this one is {base_sha256(model)[:12]}",
+            f"the adapter belongs to base {adapter.base_sha256[:12]}, this is {base_sha256(model)[:12]}",
             where=model.name,
             hint="every device must hold the proxy that the cloud distilled",
         )

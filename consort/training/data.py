@@ -90,8 +90,8 @@ def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
         )
     turns = [{"role": message.role, "content": message.content} for message in sample.prompt]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return rendered
 
 
 def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
@@ -101,10 +101,11 @@ def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
     spans = model.vocabulary.spans(sample.answer)
     answer = (*spans.ids.tolist(), model.eos_id)
     prompt = prompt_ids(sample, model)
-    room = min(max_tokens, model.context_tokens) - len(answer)
+    context = min(max_tokens, model.context_tokens)
+    room = context - len(answer)
     if room < 1:
         raise DataError(
-            f"an answer of {len(answer)} tokens does not fit a context of {min(max_tokens, model.context_tokens)}",
+            f"an answer of {len(answer)} tokens does not fit a context of {context}",
             where=model.name,
             hint="raise max_tokens, or shorten or drop the row beginning: " + repr(sample.answer[:60]),
         )

@@ -1,7 +1,8 @@
-"""The one training loop: AdamW, warm-up and cosine, clipping, a log, and a checkpoint to resume from bit for bit.
+"""The one training loop: AdamW, warm-up and cosine, clipping, a log, and a checkpoint to resume from bit for
+bit.
 
-What is learned is the caller's: `loss_of(step)` returns a differentiable loss and what to log of it. Everything random must
-depend on `step` alone, so that a resumed run repeats the interrupted one.
+What is learned is the caller's: `loss_of(step)` returns a differentiable loss and what to log of it.
+Everything random must depend on `step` alone, so that a resumed run repeats the interrupted one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Linear warm-up, cosine decay; the AdamW and clipping constants that small models were measured with (docs/LOG.md)."""
+    """Linear warm-up, cosine decay; the AdamW and clipping constants that small models were measured with
+    (docs/LOG.md)."""
 
     steps: int
     warmup_share: float = 0.05
@@ -57,7 +59,8 @@ def run_steps(
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
 ) -> list[LogRow]:
-    """Minimise for `schedule.steps` steps; returns the logged rows. A checkpoint found at `checkpoint` is continued."""
+    """Minimise for `schedule.steps` steps; returns the logged rows. A checkpoint found at `checkpoint` is
+    continued."""
     optimizer = torch.optim.AdamW(
         [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],
         betas=schedule.betas,

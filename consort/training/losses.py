@@ -77,7 +77,10 @@ def fused_loss(
     if targets is None:
         none_N = torch.zeros_like(labels_N, dtype=dtype)
         targets = SparseTargets(labels_N[:, None][:, :0], none_N[:, None][:, :0], none_N, none_N)
-    rows = _rows_that_count(labels_N, label_weight_N.to(dtype), targets, columns=len(head_VD))
+    weight_N2 = torch.stack([label_weight_N.to(dtype), targets.weight_N.to(dtype)], 1)
+    rows, idle_N = _rows(labels_N, targets, weight_N2, columns=len(head_VD))
+    if bool(idle_N.any()):
+        rows, hidden_ND = rows[~idle_N], hidden_ND[~idle_N]
     settings = _Settings(
         divergence=divergence,
         temperature=temperature,
@@ -87,9 +90,7 @@ def fused_loss(
         product_type=_product_type(hidden_ND, head_VD),
         with_gradient=torch.is_grad_enabled(),
     )
-    with torch.autocast(hidden_ND.device.type, enabled=False):
-        parts = _FusedLoss.apply(hidden_ND, head_VD, bias_V, rows, settings)  # type: ignore[no-untyped-call]
-    return LossParts(*parts)
+    return LossParts(*_FusedLoss.apply(hidden_ND, head_VD, bias_V, rows, settings))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -115,8 +116,8 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, rows: _Rows, settings: _Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [settings.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        count, columns, dtype = len(rows.place_R), len(head_VD), rows.teacher_RE.dtype
-        grad_hidden_ND = torch.zeros_like(hidden_ND) if wanted[0] else None
+        count, columns, dtype = len(hidden_ND), len(head_VD), rows.teacher_RE.dtype
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
         grad_head_VD = torch.zeros_like(head_VD, dtype=dtype) if wanted[1] else None
         grad_bias_V = torch.zeros_like(head_VD[:, 0], dtype=dtype) if wanted[2] else None
         product_head_VD = head_VD.to(settings.product_type)
@@ -124,19 +125,18 @@ class _FusedLoss(torch.autograd.Function):
         buffer_CW = head_VD.new_empty(min(chunk_rows, count), _padded(columns), dtype=dtype)
         parts_2 = head_VD.new_zeros(2, dtype=dtype)
         for start in range(0, count, chunk_rows):
-            chunk = rows.cut(start, chunk_rows)
-            hidden_RD = hidden_ND.index_select(0, chunk.place_R).to(settings.product_type)
+            chunk = slice(start, start + chunk_rows)
+            hidden_RD = hidden_ND[chunk].to(settings.product_type)
             logits_RW = buffer_CW[: len(hidden_RD)]
             _fill_logits(logits_RW, hidden_RD, product_head_VD, bias_V)
-            parts_2 += _to_gradient(logits_RW, chunk, settings)
+            _to_gradient(logits_RW, rows[chunk], settings, parts_2)
             gradient_RV = logits_RW[:, :columns]
             if grad_bias_V is not None:
                 grad_bias_V += gradient_RV.sum(0)
             if any(wanted[:2]):
                 gradient_RV = gradient_RV.to(settings.product_type)
             if grad_hidden_ND is not None:
-                gradient_RD = (gradient_RV @ product_head_VD).to(hidden_ND.dtype)
-                grad_hidden_ND.index_copy_(0, chunk.place_R, gradient_RD)
+                grad_hidden_ND[chunk] = gradient_RV @ product_head_VD
             if grad_head_VD is not None:
                 _add_product(grad_head_VD, gradient_RV.T, hidden_RD)
         ctx.save_for_backward(grad_hidden_ND, _like(grad_head_VD, head_VD), _like(grad_bias_V, bias_V))
@@ -157,19 +157,17 @@ class _FusedLoss(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> Tensor:
-    """Turns logits into the total's gradient, in place; returns their cross-entropy and divergence [2]."""
+def _to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings, parts_2: Tensor) -> None:
+    """Turns logits into the total's gradient, in place; adds cross-entropy and divergence to `parts_2`."""
     slice_rows = max(1, _SLICE_BYTES // (logits_RW.shape[1] * logits_RW.element_size()))
-    parts_2 = logits_RW.new_zeros(2)
     for start in range(0, len(logits_RW), slice_rows):
-        cut = rows.cut(start, slice_rows)
-        parts_2 += _slice_to_gradient(logits_RW[start : start + slice_rows], cut, settings)
-    return parts_2
+        cut = slice(start, start + slice_rows)
+        parts_2 += _slice_to_gradient(logits_RW[cut], rows[cut], settings)
 
 
 def _slice_to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> Tensor:
     tempered = settings.temperature != 1.0
-    ce_scale_R1 = settings.ce_weight * rows.ce_share_R1
+    ce_scale_R1 = settings.ce_weight * rows.share_R2[:, :1]
     label_logit_R1 = logits_RW.gather(1, rows.labels_R1)
     if tempered:
         probs_RW = logits_RW.clone()
@@ -179,11 +177,15 @@ def _slice_to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> T
     slots_RK = logits_RW.gather(1, rows.ids_RK)
     logits_RW.scatter_(1, rows.ids_RK, _ABSENT)
     events_RE = torch.cat([slots_RK, _softmax_in_place(logits_RW)], 1)
-    teacher_RE = rows.teacher_RE.masked_fill(events_RE < 1e-6 * _ABSENT, 0.0)  # the temperature moves _ABSENT
+    teacher_RE = rows.teacher_RE
+    if (
+        teacher_RE.shape[1] > rows.columns
+    ):  # there may be no tail to carry rounding; the temperature moves _ABSENT
+        teacher_RE = teacher_RE.masked_fill(events_RE < 1e-6 * _ABSENT, 0.0)
     log_q_RE = torch.log_softmax(events_RE, 1)
     divergence_R1, gradient_RE = DIVERGENCES[settings.divergence](teacher_RE, log_q_RE)
     # 2) the gradient by the events' logits; at temperature 1 cross-entropy has the same events
-    gradient_RE *= settings.kd_weight * settings.temperature * rows.kd_share_R1
+    gradient_RE *= settings.kd_weight * settings.temperature * rows.share_R2[:, 1:]
     if not tempered:
         lse_R1 = events_RE.amax(1, keepdim=True) - log_q_RE.amax(1, keepdim=True)
         gradient_RE += ce_scale_R1 * log_q_RE.exp()
@@ -193,8 +195,8 @@ def _slice_to_gradient(logits_RW: Tensor, rows: _Rows, settings: _Settings) -> T
     if tempered:
         logits_RW.addcmul_(probs_RW, ce_scale_R1)
     logits_RW.scatter_add_(1, rows.labels_R1, -ce_scale_R1)
-    ce_R1 = lse_R1 - label_logit_R1
-    return torch.stack([(rows.ce_share_R1 * ce_R1).sum(), (rows.kd_share_R1 * divergence_R1).sum()])
+    parts_R2 = torch.cat([lse_R1 - label_logit_R1, divergence_R1], 1)
+    return (rows.share_R2 * parts_R2).sum(0)
 
 
 def _softmax_in_place(logits_RW: Tensor) -> Tensor:
@@ -246,54 +248,38 @@ class _Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows that count. In them, a label without weight and an unused slot point at the padding."""
+    """What is wanted of each row. A label without weight and an unused slot point at the padding."""
 
-    place_R: Tensor  # among the N rows
     labels_R1: Tensor
     ids_RK: Tensor
     teacher_RE: Tensor  # E = K + 1 events: the slots, then the tail
-    ce_share_R1: Tensor  # weight / sum of the weights
-    kd_share_R1: Tensor
+    share_R2: Tensor  # the row's share of the sum of weights, for cross-entropy and for the divergence
+    columns: int
 
-    def cut(self, start: int, count: int) -> _Rows:
-        """`count` rows from `start`, or all if they are no more."""
-        return self if count >= len(self.place_R) else self.take(slice(start, start + count))
-
-    def take(self, part: slice | Tensor) -> _Rows:
-        """The rows at `part`, a slice or a mask."""
-        return _Rows(
-            self.place_R[part],
-            self.labels_R1[part],
-            self.ids_RK[part],
-            self.teacher_RE[part],
-            self.ce_share_R1[part],
-            self.kd_share_R1[part],
-        )
+    def __getitem__(self, part: slice | Tensor) -> _Rows:
+        if isinstance(part, slice) and part.start == 0 and part.stop >= len(self.labels_R1):
+            return self  # the everyday case; five views a step are 1 % of it
+        kept = (self.labels_R1[part], self.ids_RK[part], self.teacher_RE[part], self.share_R2[part])
+        return _Rows(*kept, self.columns)
 
 
-def _rows_that_count(
-    labels_N: Tensor, label_weight_N: Tensor, targets: SparseTargets, *, columns: int
-) -> _Rows:
-    dtype = label_weight_N.dtype
-    unlabelled_N1, untaught_N1 = label_weight_N[:, None] <= 0, targets.weight_N[:, None] <= 0
+def _rows(
+    labels_N: Tensor, targets: SparseTargets, weight_N2: Tensor, *, columns: int
+) -> tuple[_Rows, Tensor]:
+    """The rows, cleared of whatever has no weight, and which of them are without any."""
+    idle_N2, dtype = weight_N2 <= 0, weight_N2.dtype
+    unlabelled_N1, untaught_N1 = idle_N2[:, :1], idle_N2[:, 1:]
     unused_NK = untaught_N1 | (targets.probs_NK <= 0)
     probs_NK = targets.probs_NK.to(dtype).masked_fill(unused_NK, 0.0)
     rest_N1 = targets.rest_N[:, None].to(dtype).masked_fill(untaught_N1, 1.0)
     rows = _Rows(
-        torch.arange(len(labels_N), device=labels_N.device),
         labels_N[:, None].masked_fill(unlabelled_N1, columns),
         targets.ids_NK.long().masked_fill(unused_NK, columns),
         torch.cat([probs_NK, rest_N1], 1),
-        _shares(label_weight_N),
-        _shares(targets.weight_N.to(dtype)),
+        weight_N2 / weight_N2.sum(0).clamp(min=torch.finfo(dtype).tiny),
+        columns,
     )
-    idle_N = (unlabelled_N1 & untaught_N1).squeeze(1)
-    return rows.take(~idle_N) if bool(idle_N.any()) else rows
-
-
-def _shares(weight_N: Tensor) -> Tensor:
-    total = weight_N.sum()
-    return (weight_N / total.masked_fill(total <= 0, 1.0))[:, None]
+    return rows, idle_N2.all(1)
 
 
 def _padded(columns: int) -> int:

@@ -1,9 +1,9 @@
 """One or two models learning the same rows, from the answers and from each other's distributions.
 
-This is every kind of tuning in consort: one learner alone is supervised tuning; a learner beside a model that only teaches is
-distillation (arXiv 1503.02531); two learners are mutual learning (arXiv 1706.00384), structure-agnostic because distributions
-cross tokenizers through `align` (SAML of Co-PLMs, arXiv 2511.11678). A teacher's side never gets a gradient. Dropout stays
-off: the pass that teaches is the pass that learns.
+This is every kind of tuning in consort: one learner alone is supervised tuning; a learner beside a model that
+only teaches is distillation (arXiv 1503.02531); two learners are mutual learning (arXiv 1706.00384),
+structure-agnostic because distributions cross tokenizers through `align` (SAML of Co-PLMs, arXiv 2511.11678).
+A teacher's side never gets a gradient. Dropout stays off: the pass that teaches is the pass that learns.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pool_of(samples: Sequence[Sample], share: float = 1.0) -> Pool:
 
 
 def byte_bridge(*, condition: bool = True) -> BridgeBuilder:
-    """The exact bridge of `consort.align`; `condition` teaches also at student cuts inside a teacher's token."""
+    """The exact bridge of `consort.align`; `condition` teaches also at cuts inside a teacher's token."""
 
     def build(teacher: Vocabulary, student: Vocabulary) -> Bridge:
         if teacher.sha256 == student.sha256:
@@ -105,7 +105,8 @@ def co_train(
     bridge: BridgeBuilder | None = None,
     on_log: Callable[[LogRow], None] = lambda row: None,
 ) -> list[LogRow]:
-    """Tune one learner, or two that teach each other. Returns the log: cross-entropy and divergence in nats, by model's name."""
+    """Tune one learner, or two that teach each other. Returns the log: cross-entropy and divergence in nats,
+    by model's name."""
     assert 1 <= len(learners) <= 2, "one learner, or a pair"
     pools = [pool for pool in pools if pool.examples]
     assert pools, "no examples to learn"
@@ -152,7 +153,8 @@ def knowledge_of(
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One model's forward over a batch. Rows: every example's answer rows (end token included), then all prompt rows."""
+    """One model's forward over a batch. Rows: every example's answer rows (end token included), then all
+    prompt rows."""
 
     learner: Learner
     encoded: list[Encoded]
@@ -230,7 +232,8 @@ def _forward(learner: Learner, examples: Sequence[Example]) -> _Pass:
 
 @torch.no_grad()
 def _teach(teacher: _Pass, options: TuneConfig) -> list[SparseRows]:
-    """The pass's answer rows cut to top-k, an entry an example; in chunks, so that no [tokens, vocabulary] matrix is whole."""
+    """The pass's answer rows cut to top-k, an entry an example; in chunks, so that no [tokens, vocabulary]
+    matrix is whole."""
     weight_VD, bias_V = teacher.learner.model.head()
     hidden_ND = teacher.hidden_ND[: teacher.answer_rows]
     chunk = max(1, (16 << 20) // len(weight_VD))  # 64 MiB of float32 logits

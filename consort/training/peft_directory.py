@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from consort.errors import ModelError
 from consort.models.local import LocalModel
@@ -33,7 +33,8 @@ def save_adapter(model: LocalModel, name: str, directory: Path, *, base: str) ->
     tensors = {f"{_PREFIX}{key}.weight": value for key, value in adapter.tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt", "base_sha256": adapter.base_sha256})
+    packed = save(tensors, metadata={"format": "pt", "base_sha256": adapter.base_sha256})
+    (directory / WEIGHTS).write_bytes(_reproducible(packed))
 
 
 def load_adapter(model: LocalModel, directory: Path, *, name: str = OWN) -> None:
@@ -72,6 +73,16 @@ def merge_adapters(model: LocalModel) -> None:
         setattr(model.module.get_submodule(parent), child, layer.get_base_layer())
     if layers:
         del model.module.peft_config
+
+
+def _reproducible(packed: bytes) -> bytes:
+    """The same safetensors with its metadata in order: the library shuffles it at every call."""
+    length = int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(ordered) <= length, "the same entries without padding"
+    return packed[:8] + ordered.ljust(length) + packed[8 + length :]
 
 
 def _read_config(directory: Path) -> LoraConfig:

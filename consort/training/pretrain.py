@@ -1,6 +1,7 @@
 """Language models from scratch: samples packed into rows of equal length, cross-entropy on every token.
 
-For models small enough to be born on a laptop: the bundled zoo and the experiments. Not a recipe for large ones.
+For models small enough to be born on a laptop: the bundled zoo and the experiments. Not a recipe for large
+ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from consort.training.loop import Group, LogRow, Schedule, run_steps
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Samples end to end, cut into rows: `ids_NT` with one token more than is predicted, and the weight of each prediction."""
+    """Samples end to end, cut into rows: `ids_NT` with one token more than is predicted, and the weight of
+    each prediction."""
 
     ids_NT: Tensor
     weight_NT: Tensor
@@ -28,7 +30,8 @@ class Packed:
 def pack(
     samples: Sequence[Sample], model: LocalModel, *, row_tokens: int = 256, prompt_weight: float = 0.3
 ) -> Packed:
-    """Rows of `row_tokens` + 1 ids; a prompt's tokens weigh less than an answer's. A last, unfilled row is dropped."""
+    """Rows of `row_tokens` + 1 ids; a prompt's tokens weigh less than an answer's. A last, unfilled row is
+    dropped."""
     ids: list[int] = [model.eos_id]
     weights: list[float] = [1.0]
     for sample in samples:
@@ -54,7 +57,8 @@ def pretrain(
     checkpoint_every: int = 500,
     on_log: Callable[[LogRow], None] = lambda row: None,
 ) -> list[LogRow]:
-    """Train every weight for `steps` batches, each epoch in a new order; deterministic, resumable. Returns the log."""
+    """Train every weight for `steps` batches, each epoch in a new order; deterministic, resumable. Returns
+    the log."""
     module = model.module.requires_grad_(True).train()
 
     def loss_of(step: int) -> tuple[Tensor, LogRow]:

@@ -1,6 +1,8 @@
-"""The proxy (DPM): made small from the cloud model, distilled from it, then given the adapter that travels and the one that stays.
+"""The proxy (DPM): made small from the cloud model, distilled from it, then given the adapter that travels
+and the one that stays.
 
-Distillation is `co_train` beside a frozen cloud model, on public rows only (arXiv 2511.11678, section on DPMs; arXiv 1503.02531).
+Distillation is `co_train` beside a frozen cloud model, on public rows only (arXiv 2511.11678, section on
+DPMs; arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def distil_proxy(
     seed: int,
     on_log: Callable[[LogRow], None] = lambda row: None,
 ) -> tuple[LocalModel, list[LogRow]]:
-    """A proxy that has learned the cloud's distributions on the public rows, all its weights tuned; and the log."""
+    """A proxy that has learned the cloud's distributions on the public rows, all its weights tuned; and the
+    log."""
     if config.model:
         proxy = load_model(config.model, runtime=cloud.runtime, name="proxy")
     else:
@@ -43,7 +46,7 @@ def distil_proxy(
         raise ModelError(
             "the proxy's tokenizer is not the cloud model's",
             where=config.model,
-            hint="give a smaller model of the cloud model's family, or leave proxy.model empty to prune the cloud model",
+            hint="give a smaller model of the cloud model's family, or none: the cloud model is then pruned",
         )
     if config.distil_steps == 0:
         return proxy, []
@@ -68,7 +71,8 @@ def save_model(model: LocalModel, folder: Path) -> None:
 def load_proxy(
     folder: Path, config: ProxyConfig, runtime: RuntimeConfig, *, shared: Adapter | None = None, seed: int
 ) -> LocalModel:
-    """The distilled proxy under both adapters, the shared one as broadcast (none: fresh, which changes nothing)."""
+    """The distilled proxy under both adapters, the shared one as broadcast (none: fresh, which changes
+    nothing)."""
     proxy = load_model(folder, runtime=runtime, name="proxy")
     # both factors start alike on every device: seeds differ only where data does
     add_lora(proxy, SHARED, rank=config.shared_rank, alpha=2.0 * config.shared_rank, seed=seed)

@@ -1,0 +1,164 @@
+"""A whole run over tiny real models: what it leaves on disk, and that interruptions change nothing of it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from consort.bench.assemble import RunData
+from consort.bench.results import RunResult
+from consort.bench.run import run_co_tuning
+from consort.cli.tune import run_data
+from consort.config import Config, RuntimeConfig
+from consort.errors import RunError
+from consort.models.local import load_model
+from consort.preflight import load_checked
+from consort.training.peft_directory import load_adapter
+from tests.tunable_consort import COUNTS, write_tunable_consort
+
+CPU = RuntimeConfig(device="cpu")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was not interrupted."""
+
+    config: Config
+    data: RunData
+    run_dir: Path
+    result: RunResult
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("consort")
+    found = load_checked(write_tunable_consort(folder))
+    config, data, told = found.config, run_data(found.config, found.rows), list[str]()
+    result = run_co_tuning(config, data, folder / "run", resume=False, report=told.append)
+    return Finished(config, data, folder / "run", result, told)
+
+
+def results_of_all_steps(run_dir: Path) -> dict[str, bytes]:
+    kinds = ("*.bin", "journal.jsonl", "metrics.jsonl", "*.safetensors")
+    return {
+        str(file.relative_to(run_dir)): file.read_bytes() for kind in kinds for file in run_dir.rglob(kind)
+    }
+
+
+def without(result: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in keys}
+
+
+def test_the_run_directory_holds_what_a_person_looks_for(finished: Finished) -> None:
+    run_dir = finished.run_dir
+    assert tomllib.loads((run_dir / "config.toml").read_text())["tune"]["mutual_steps"] == 2
+    assert json.loads((run_dir / "environment.json").read_text())["torch"]
+    assert "# consort" in (run_dir / "README.md").read_text()
+    assert (run_dir / "report.html").read_text().startswith("<!doctype html>")
+    assert json.loads((run_dir / "result.json").read_text()) == finished.result.to_json()
+
+
+def test_the_metrics_have_every_phase_of_every_party_once(finished: Finished) -> None:
+    rows = [json.loads(line) for line in (finished.run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = [(row["phase"], row["round"], row["party"], row["step"]) for row in rows]
+    assert len(set(logged)) == len(logged)
+    assert {(phase, party) for phase, _, party, _ in logged} == {
+        ("distil", "proxy"),
+        *((phase, device) for phase in ("alone", "domain", "mutual") for device in ("bank", "shop")),
+        ("cloud", "cloud"),
+    }
+    assert {number for phase, number, _, _ in logged if phase == "mutual"} == {0, 1}
+
+
+def test_the_json_has_the_promised_keys(finished: Finished) -> None:
+    found = finished.result.to_json()
+    assert found.keys() == {"devices", "cloud", "seconds", "run_dir"}
+    assert [device["name"] for device in found["devices"]] == ["bank", "shop"]
+    for device in found["devices"]:
+        for stage in ("zero_shot", "alone", "co_tuned"):
+            assert {"rouge_l", "em"} <= device[stage].keys()
+        assert device["uplink_bytes"] > 0
+        assert device["downlink_bytes"] > 0
+    assert {"rouge_l", "em"} <= found["cloud"]["before"].keys() & found["cloud"]["after"].keys()
+    assert found["run_dir"] == str(finished.run_dir)
+
+
+def test_measured_are_the_test_rows_and_no_others(finished: Finished) -> None:
+    assert [device.co_tuned.em.n for device in finished.result.devices] == [COUNTS["test"]] * 2
+    assert finished.result.cloud.after.em.n == 2 * COUNTS["test"]
+
+
+def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: Finished) -> None:
+    ids = torch.arange(4, 12)[None]
+    adapters = finished.run_dir / "adapters"
+    before, after = (load_model(path, runtime=CPU) for path in (bank_model(finished), adapters / "bank"))
+    assert not torch.equal(before.hidden(ids), after.hidden(ids))
+    for owner, base in (
+        ("shop", finished.config.devices[1].slm.model),
+        ("cloud", finished.config.cloud.model),
+    ):
+        model = load_model(base, runtime=CPU)
+        untouched = model.hidden(ids)
+        load_adapter(model, adapters / owner)
+        assert not torch.equal(untouched, model.hidden(ids))
+    load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+
+
+def bank_model(finished: Finished) -> str:
+    return finished.config.devices[0].slm.model
+
+
+def test_resuming_a_finished_run_repeats_no_step(finished: Finished) -> None:
+    before, told = results_of_all_steps(finished.run_dir), list[str]()
+    again = run_co_tuning(finished.config, finished.data, finished.run_dir, resume=True, report=told.append)
+    assert results_of_all_steps(finished.run_dir) == before
+    assert without(again.to_json(), "seconds") == without(finished.result.to_json(), "seconds")
+    assert not [line for line in told if line.startswith(("distilling", "round 1: bank tunes"))]
+
+
+def test_a_run_interrupted_again_and_again_ends_in_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
+    def run(report: Callable[[str], None]) -> RunResult:
+        return run_co_tuning(finished.config, finished.data, tmp_path / "run", resume=True, report=report)
+
+    for last_words in (
+        "bank tunes alone",
+        "round 1: shop tunes",
+        "round 2: cloud",
+        "measuring every model after",
+    ):
+
+        def stop(line: str, at: str = last_words) -> None:
+            if line.startswith(at):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(stop)
+    result = run(lambda line: None)
+    assert results_of_all_steps(tmp_path / "run") == results_of_all_steps(finished.run_dir)
+    assert without(result.to_json(), "seconds", "run_dir") == without(
+        finished.result.to_json(), "seconds", "run_dir"
+    )
+
+
+def test_finished_steps_are_not_mixed_with_another_configuration_nor_begun_anew(finished: Finished) -> None:
+    other = replace(finished.config, seed=1)
+    with pytest.raises(RunError, match="belong to configuration"):
+        run_co_tuning(other, finished.data, finished.run_dir, resume=True, report=finished.told.append)
+    with pytest.raises(RunError, match="--resume"):
+        run_co_tuning(
+            finished.config, finished.data, finished.run_dir, resume=False, report=finished.told.append
+        )
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_of_ours(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write the run directory"):
+        run_co_tuning(finished.config, finished.data, tmp_path / "file" / "run", resume=False, report=print)
