@@ -68,6 +68,7 @@ class TuneConfig:
         1.0  # of the divergence from the proxy, beside the SLM's cross-entropy; 0: the proxy does not teach
     )
     proxy_kd_weight: float = 0.3  # of the divergence from the weaker SLM; 0: the SLM does not teach
+    proxy_share: float = 0.3  # of the device's SAML steps in which the proxy learns too: the last ones
     cloud_kd_weight: float = (
         1.0  # of the divergence from the devices' proxies, beside the LLM's cross-entropy
     )

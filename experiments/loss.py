@@ -48,7 +48,7 @@ class Case:
 
 LARGE = [Case(512, 152_064, 896, 128, warm, learns) for warm in (1.0, 2.0) for learns in (True, False)]
 LARGE.append(Case(512, 152_064, 896, 128, 1.0, True, autocast=True))
-EVERYDAY = [  # the largest first: it warms the allocator, whose first page faults would count against the dense loss
+EVERYDAY = [  # the largest first: it warms the allocator, whose page faults else count against dense
     Case(rows, vocabulary, width, 24, temperature)
     for rows, vocabulary, width in ((300, 4096, 256), (200, 4096, 192), (300, 2048, 128), (200, 1024, 128),
                                     (100, 1024, 128), (200, 512, 128), (100, 512, 128))

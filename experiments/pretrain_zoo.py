@@ -54,10 +54,10 @@ class Recipe:
 
 RECIPES = (
     Recipe("cloud", "llama", "byte_bpe", 2048, 192, 6, 100_000, 0.5, 3000),
-    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 3000),
-    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 3000),
-    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 3000),
-    Recipe("edge-gpt2", "gpt2", "byte_bpe", 1024, 96, 3, 20_000, 0.05, 3000),
+    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 2000),
+    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 2000),
+    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 2000),
+    Recipe("edge-gpt2", "gpt2", "byte_bpe", 1024, 96, 3, 20_000, 0.05, 2000),
     Recipe("proxy", "llama", "byte_bpe", 2048, 128, 4, 60_000, 0.5, 1600, tokenizer_of="cloud"),
 )
 

@@ -52,9 +52,8 @@ RESULTS = Path(__file__).parent / "results"
 TUNE = TuneConfig(
     rounds=2,
     domain_steps=40,
-    mutual_steps=100,
+    mutual_steps=150,
     cloud_steps=40,
-    batch_rows=12,
     proxy_answers=real_data.UNLABELLED_ROWS,
     public_samples=192,
 )

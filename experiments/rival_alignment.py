@@ -1,8 +1,10 @@
-"""What others do in place of `consort.align`, for the ablation only: edit-distance alignment, longest-prefix maps.
+"""What others do in place of `consort.align`, for the ablation only:
 
-Tokens are matched by dynamic time warping over the edit distance of their bytes (FuseLLM, arXiv 2401.10491; FedMKT,
-arXiv 2406.02224, in FATE-LLM), and a teacher's token goes to the longest student token that begins it. Both are wrong
-in known ways (docs/paper_index.md); do not use them.
+edit-distance alignment, longest-prefix maps.
+
+Tokens are matched by dynamic time warping over the edit distance of their bytes (FuseLLM, arXiv 2401.10491;
+FedMKT, arXiv 2406.02224, in FATE-LLM), and a teacher's token goes to the longest student token that begins
+it. Both are wrong in known ways (docs/paper_index.md); do not use them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from consort.align import TAIL, SparseRows, Spans, Vocabulary, align_rows, vocab_map
+from consort.align import TAIL, Spans, SparseRows, Vocabulary, align_rows, vocab_map
 
 
 def transfer(
@@ -76,7 +78,11 @@ def edit_distance_pairs(
     while i and j:
         if j - 1 not in nearest or price[i - 1, j - 1] < price[nearest[j - 1], j - 1]:
             nearest[j - 1] = i - 1
-        steps = ((total[i - 1, j - 1], i - 1, j - 1), (total[i - 1, j], i - 1, j), (total[i, j - 1], i, j - 1))
+        steps = (
+            (total[i - 1, j - 1], i - 1, j - 1),
+            (total[i - 1, j], i - 1, j),
+            (total[i, j - 1], i, j - 1),
+        )
         _, i, j = min(steps, key=lambda step: step[0])
     return [*((t, u) for u, t in sorted(nearest.items())), ends]
 

@@ -23,7 +23,7 @@ COUNTS = {"train": 6, "valid": 2, "test": 2}  # rows a split
 
 
 def write_tunable_consort(folder: Path) -> Path:
-    """Two devices of two architectures and tokenizers; returns consort.toml. Only bank has unlabelled inputs."""
+    """Two devices of two architectures and tokenizers, one with unlabelled inputs; returns consort.toml."""
     for name, model in {
         "cloud": tiny("llama"),
         "bank-slm": tiny("gpt_neox", escaped_spaces("bpe", lines_apart=True)),

@@ -1,5 +1,4 @@
-"""Where each token stands in the bytes of its text, exactly, also where the tokenizer rewrites or drops
-characters.
+"""Where each token stands in the bytes of its text, also where the tokenizer rewrites or drops characters.
 
 The library's offsets count characters, lose combining marks and give the whole character to each of its
 bytes. Here a place is believed only where the token's bytes, or the tokenizer's own normaliser, prove it.
@@ -75,10 +74,7 @@ def locate(
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Runs of tokens whose offsets overlap:
-
-    group g has tokens first[g]:first[g+1] and characters begin[g]:end[g].
-    """
+    """Runs of tokens whose offsets overlap: tokens first[g]:first[g+1], characters begin[g]:end[g]."""
 
     first: IntArray
     begin: IntArray

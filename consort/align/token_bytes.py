@@ -42,16 +42,13 @@ def steps(part: Json | None) -> list[Json]:
 
 
 def without_added_space(spec: Json) -> Json:
-    """The same tokenizer in the middle of a text:
-
-    no space put before the first word, WordPiece inside a word.
-    """
+    """The same tokenizer in the middle of a text: no space put before it, WordPiece inside a word."""
     inner = {**spec, "normalizer": _rebuilt(spec.get("normalizer"), "normalizers"),
              "pre_tokenizer": _rebuilt(spec.get("pre_tokenizer"), "pretokenizers")}  # fmt: skip
     prefix = spec["model"].get("continuing_subword_prefix")
     if _is_wordpiece(spec):
         vocab = spec["model"]["vocab"]
-        # what stands alone in any context (punctuation, ideographs) is one character and not alphabetic in a word
+        # punctuation and ideographs stand alone in any context; other tokens without ## only begin a word
         apart = {token: index for token, index in vocab.items() if stands_apart(token)}
         inside = {token: index for token, index in vocab.items() if token.startswith(prefix)}
         first = {token[len(prefix):]: index for token, index in inside.items()}  # fmt: skip
@@ -118,8 +115,7 @@ def _reader(spec: Json) -> Any:
 
 
 def _byte_level() -> Any:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on.
-    """
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in set(printable)]
     byte_of = {chr(byte): byte for byte in printable} | {
@@ -158,5 +154,5 @@ def _wordpiece(prefix: str) -> Any:
 def _unmappable(why: str) -> ModelError:
     return ModelError(
         f"this tokenizer cannot be mapped to bytes: {why}",
-        hint="consort reads byte-level BPE, SentencePiece (BPE or Unigram) and WordPiece tokenizer.json files",
+        hint="consort reads the tokenizer.json of byte-level BPE, SentencePiece (BPE, Unigram) and WordPiece",
     )

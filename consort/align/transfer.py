@@ -1,5 +1,4 @@
-"""Next-token distributions from one tokenizer's rows to another's, at the bytes where both have read the
-same text.
+"""Next-token distributions from one tokenizer's rows to another's, where both have read the same bytes.
 
 Row t is the distribution after t tokens, so a text of T tokens has T + 1 rows and the last one predicts its
 end. Linear in rows x slots, arrays only. Runs no model and encodes no text (but a remainder that a VocabMap
@@ -25,9 +24,9 @@ _BLOCK_ROWS = 1024  # bounds the memory for long texts; smaller ones pay more in
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Distributions cut to K tokens:
+    """Distributions cut to K tokens: sum(probs) + rest is 1. A slot with probability 0 is unused.
 
-    sum(probs) + rest is 1 where `mask` is True. An unused slot has id 0, probability 0.
+    `mask` is False where nothing is known: then all slots are unused.
     """
 
     ids: IntArray  # [R, K]
@@ -70,9 +69,7 @@ def chunk_log_likelihoods(
 def transfer(
     teacher: SparseRows, source: Spans, target: Spans, mapping: VocabMap, *, condition: bool = True
 ) -> SparseRows:
-    """The teacher's rows over the student's tokens, one row for each of the student's; `transfer_batch` of
-    one text.
-    """
+    """The teacher's rows over the student's tokens: `transfer_batch` of one text."""
     return transfer_batch(teacher, [source], [target], mapping, condition=condition)
 
 
@@ -107,7 +104,13 @@ def transfer_batch(
     steps = _Steps.of(rows, before_U[target_P], wanted, target_P, mapping)
     result = _nothing(len(wanted.position), teacher.ids.shape[1])
     for first in range(0, len(target_P), _BLOCK_ROWS):
-        _carry(teacher, steps.part(slice(first, first + _BLOCK_ROWS)), max(0, len(shared) - first), mapping, result)
+        _carry(
+            teacher,
+            steps.part(slice(first, first + _BLOCK_ROWS)),
+            max(0, len(shared) - first),
+            mapping,
+            result,
+        )
     return result
 
 
@@ -186,10 +189,7 @@ def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> 
 
 
 def _rows_at(rows: _Rows, wanted: _Rows) -> tuple[IntArray, IntArray]:
-    """For each byte of the line:
-
-    the row that cuts there (-1: none), and the last row that cuts there or before.
-    """
+    """For each byte of the line: the row that cuts there (-1: none), and the last row that cuts by then."""
     at = np.full(int(wanted.position[-1]) + 1, -1, np.int64)
     cuts = np.flatnonzero(rows.cut)
     at[rows.position[cuts]] = cuts
@@ -212,7 +212,9 @@ def _carry(
     _correct_shared(mapped_PK[shared], ids_PK[shared], steps.part(shared), mapping)
     if len(ids_PK) > num_shared:
         share_Q = 1.0 - teacher.rest[steps.source[inside]]
-        mapped_PK[inside] = _map_inside(ids_PK[inside], probs_PK[inside], steps.part(inside), mapping, share_Q)
+        mapped_PK[inside] = _map_inside(
+            ids_PK[inside], probs_PK[inside], steps.part(inside), mapping, share_Q
+        )
     _merge(mapped_PK, probs_PK)
     total_P = np.einsum("pk->p", probs_PK)
     result.ids[steps.target], result.probs[steps.target] = mapped_PK, probs_PK
@@ -238,7 +240,7 @@ def _correct_shared(mapped_PK: IntArray, ids_PK: IntArray, steps: _Steps, mappin
 def _map_inside(
     ids_QK: IntArray, probs_QK: FloatArray, steps: _Steps, mapping: VocabMap, share_Q: FloatArray
 ) -> IntArray:
-    """Inside the actual token: the tokens that begin with the bytes read of it share what the K tokens had."""
+    """Inside the actual token: those that begin with the bytes read of it share what the K tokens had."""
     # 1) keep the tokens that begin like the actual one, and what they had
     begins_QK = mapping.begin_alike(ids_QK, steps.actual, steps.read)
     probs_QK *= begins_QK.astype(np.float32)
@@ -252,7 +254,7 @@ def _map_inside(
 
 
 def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
-    """In place: equal ids of a row become one slot with their sum; the tail's slots and emptied ones, unused."""
+    """In place: equal ids of a row become one slot with their sum; the tail's slots become unused."""
     slots = ids_PK.shape[1]
     bits = (slots - 1).bit_length()
     # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.

@@ -1,6 +1,4 @@
-"""From the tokens of one vocabulary to those of another:
-
-the first token of the target's own encoding of the same bytes.
+"""From one vocabulary's tokens to another's: the first token of its own encoding of the same bytes.
 
 Never the longest matching token: BPE does not cut by longest match, and a student taught so stops writing
 its own words. What cannot be decoded, or would be cut elsewhere, maps to TAIL. Knows no text and no
@@ -33,10 +31,9 @@ _FORMAT = 1  # of the cached files
 
 @dataclass(frozen=True, eq=False)
 class VocabMap:
-    """Where each token of `source` goes in `target`:
+    """Where each token of `source` goes in `target`: `target_ids[id]`, TAIL for nowhere.
 
-    `target_ids[id]`, TAIL for nowhere and for ids beyond the source.
-
+    One more entry, TAIL, stands for all ids beyond the source (a head may be padded).
     `remainders` answers for the end of a token whose beginning was read; it learns as it is asked.
     """
 
@@ -59,7 +56,7 @@ class VocabMap:
         shift_Q = (8 * (8 - np.minimum(bytes_Q, 8))).astype(np.uint64)
         wanted_Q = self.heads[actual_Q] >> shift_Q
         alike_QK: BoolArray = self.heads.take(ids_QK, mode="clip") >> shift_Q[:, None] == wanted_Q[:, None]
-        # more than 8 bytes, or NUL bytes that look like the end of a short token: few rows, compared one by one
+        # more than 8 bytes, or NUL bytes that look like the end of a short token: few rows, one by one
         pieces = self.source.token_bytes
         for row in np.flatnonzero((bytes_Q > 8) | (self.has_nul[actual_Q])).tolist():
             begin = (pieces[actual_Q[row]] or b"")[: bytes_Q[row]]
@@ -106,17 +103,16 @@ class VocabMap:
 
 
 def vocab_map(source: Vocabulary, target: Vocabulary) -> VocabMap:
-    """The map from `source` to `target`, from memory, from disk ($CONSORT_CACHE or ~/.cache/consort), or
-    made now.
+    """The map from `source` to `target`: from memory, from disk, or made now.
 
-    Equal vocabularies map to themselves. The end of text maps to the end of text.
+    Equal vocabularies map to themselves, the end of text to the end of text. Files are kept under
+    $CONSORT_CACHE (~/.cache/consort).
     """
     return _cached_map(_Pair(source, target))
 
 
 def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
-    """First token of the target's own encoding of each text, TAIL where that token does not begin the text.
-    """
+    """First token of the target's own encoding of each text, TAIL where it does not begin the text."""
     found = np.full(len(texts), TAIL, np.int32)
     readable = [(index, text) for index, raw in enumerate(texts) if (text := _decoded(raw))]
     firsts = target.first_tokens([text for _, text in readable])
@@ -129,7 +125,7 @@ def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
     # asked again as the beginning of a text, where the target reads " word" as its first word
     beginnings = target.first_tokens([text for _, text, _ in refused], beginning=True)
     for (index, text, inside), first in zip(refused, beginnings, strict=True):
-        # the same token twice: the target writes it with or without a space before it, as WordPiece does a comma
+        # the same token twice: the target writes it with or without a space before it, like a comma
         if (
             first is not None
             and target.token_bytes[first]

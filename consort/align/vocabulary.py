@@ -1,6 +1,4 @@
-"""A tokenizer as consort sees it:
-
-text to ids, ids to bytes, and the bytes of a text that each token has read.
+"""A tokenizer as consort sees it: text to ids, ids to bytes, and the bytes that each token has read.
 
 Made from a tokenizers JSON by what the file says, so any family works that can be mapped to bytes. Chat
 templates and special tokens around a text are the model's affair, not this module's.
@@ -63,7 +61,8 @@ class Vocabulary:
             vocab = dict(entries)
         vocab |= {entry["content"]: entry["id"] for entry in added}
         special = {entry["id"] for entry in added if entry.get("special")}
-        special |= {vocab[token] for token in _CONTROLS & vocab.keys()}
+        if not special:  # a file that names none: by convention
+            special = {vocab[token] for token in _CONTROLS & vocab.keys()}
         special |= {
             index for index in (model.get("unk_id"), vocab.get(model.get("unk_token"))) if index is not None
         }
@@ -159,10 +158,7 @@ def _configured_eos(path: Path) -> str | None:
 
 
 def _make_unreachable(pieces: list[list[Any]]) -> None:
-    """Unigram finds "</s>" in a text where its file does not mark it as special:
-
-    such pieces get a name no text has.
-    """
+    """Unigram finds "</s>" in a text if its file does not call it special: give it a name no text has."""
     for piece in pieces:
         if piece[0] in _CONTROLS:
             piece[0] = "\U0010ffff" + piece[0]

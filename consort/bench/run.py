@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors.numpy import load as load_tensors
@@ -116,29 +117,28 @@ class Run:
 
     def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:
         config = self.config
-        devices: list[Device] = []
-        for number, device in enumerate(config.devices):
-            journal = Journal.open(
-                self.run_dir / "devices" / device.name, fingerprint=fingerprint(config), resume=True
-            )
-            devices.append(
+        with ExitStack() as journals:
+            devices = [
                 Device(
                     device,
                     config,
                     self._private(device),
                     proxy_dir=proxy_dir,
-                    journal=journal,
+                    journal=journals.enter_context(self._device_journal(device)),
                     seed=self._seed(number),
                 )
+                for number, device in enumerate(config.devices)
+            ]
+            cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
+            outcome = co_tune(
+                cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report
             )
-        cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
-        outcome = co_tune(
-            cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report
-        )
-        states = {device.name: device.state() for device in devices}
-        for party in devices:
-            party.close()
+            states = {device.name: device.state() for device in devices}
         return outcome, {name: state.slm if state else {} for name, state in states.items()}
+
+    def _device_journal(self, device: DeviceConfig) -> Journal:
+        folder = self.run_dir / "devices" / device.name
+        return Journal.open(folder, fingerprint=fingerprint(self.config), resume=True)
 
     def _slm_answers(self, device: DeviceConfig, weights: Weights | None, when: str) -> list[str]:
         rows = self.data.devices[device.name].test

@@ -154,14 +154,19 @@ class Cloud:
 
     def _lessons(self, contribution: Contribution, seed: int) -> list[Example]:
         tune, tokens = self.config.tune, self.config.eval.max_new_tokens
-        proxy = self._proxy(contribution.adapter)
+        proxy = self._proxy(contribution.adapter, name=contribution.party)
         asked = made_up(proxy, count=tune.public_samples, max_new_tokens=2 * tokens, seed=seed)
         replies = answered(proxy, asked, max_new_tokens=tokens)
         return knowledge_of(Learner(proxy, max_tokens=self.config.cloud.max_tokens), replies, tune)
 
-    def _proxy(self, shared: Adapter | None) -> LocalModel:
+    def _proxy(self, shared: Adapter | None, *, name: str = "proxy") -> LocalModel:
         proxy = load_proxy(
-            self._proxy_dir, self.config.proxy, self.config.runtime, shared=shared, seed=self.config.seed
+            self._proxy_dir,
+            self.config.proxy,
+            self.config.runtime,
+            shared=shared,
+            seed=self.config.seed,
+            name=name,
         )
         use_adapters(proxy, [SHARED])  # domain adapters stay on their devices
         return proxy

@@ -22,7 +22,7 @@ from consort.errors import ConsortError
 from consort.federated.aggregate import change
 from consort.federated.journal import Entry, Journal
 from consort.federated.packets import encode_adapter
-from consort.models.local import load_model
+from consort.models.local import LocalModel, load_model
 from consort.training.adapters import (
     DOMAIN,
     SHARED,
@@ -30,12 +30,13 @@ from consort.training.adapters import (
     read_adapter,
     read_parameters,
     trainable_part,
+    use_adapters,
     write_parameters,
 )
 from consort.training.answers import answered
 from consort.training.data import Sample
 from consort.training.loop import LogRow
-from consort.training.mutual import BridgeBuilder, Learner, Pool, co_train, pool_of
+from consort.training.mutual import BridgeBuilder, Learner, Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
 
@@ -118,72 +119,110 @@ class Device:
         self._journal.close()
 
     def _round(self, shared: Adapter, round_number: int) -> Entry:
-        tune, before = self.config.tune, self.state()
-        seed = self._seed + 1000 * round_number
-        proxy = load_proxy(
-            self._proxy_dir, self.config.proxy, self.config.runtime, shared=shared, seed=self.config.seed
+        before, tune = self.state(), self.config.tune
+        proxy, slm = self._load(shared, before)
+        log = self._specialise(proxy, round_number)
+        log += self._learn_mutually(proxy, slm, self._lessons(proxy, round_number), round_number)
+        # upload the shared adapter's change; what rounding loses is owed to the next round
+        owed = before.residual if before else {}
+        packet, residual = encode_adapter(
+            change(read_adapter(proxy, SHARED), shared),
+            bits=tune.update_bits,
+            residual=Adapter(owed, shared.scaling, shared.base_sha256) if owed else None,
         )
-        slm_config = self.device.slm
-        slm = load_model(
-            slm_config.model,
-            runtime=self.config.runtime,
-            chat_template=slm_config.chat_template,
-            name=self.name,
-        )
-        learned = trainable_part(slm, slm_config, seed=self._seed)
-        if before is not None:
-            write_parameters(learned, before.slm, where=self.name)
-            write_parameters(lora_parameters(proxy, DOMAIN), before.domain, where=self.name)
-        max_tokens = slm_config.max_tokens
-
-        # 1) DST: the domain adapter learns the private rows over the frozen shared one
-        specialist = Learner(
-            proxy, lora_parameters(proxy, DOMAIN), self.config.proxy.learning_rate, max_tokens
-        )
-        lessons = co_train([specialist], [pool_of(self.rows.train)], tune, steps=tune.domain_steps, seed=seed)
-        log = _marked("domain", round_number, self.name, lessons)
-
-        # 2) the proxy answers the device's own further inputs, and nothing leaves
-        pools = [pool_of(self.rows.train)]
-        asked = self.rows.unlabelled[: tune.proxy_answers]
-        if asked and tune.answers_share > 0:
-            answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
-            pools = [Pool(pools[0].examples, 1 - tune.answers_share), pool_of(answers, tune.answers_share)]
-
-        # 3) SAML: proxy and SLM teach each other across their tokenizers; of the proxy, only what travels
-        # learns
-        learners = [
-            Learner(slm, learned, slm_config.learning_rate, max_tokens, kd_weight=tune.slm_kd_weight),
-            Learner(
-                proxy,
-                lora_parameters(proxy, SHARED),
-                self.config.proxy.learning_rate,
-                max_tokens,
-                kd_weight=tune.proxy_kd_weight,
-                prompt_weight=tune.prompt_weight,
-            ),
-        ]
-        lessons = co_train(learners, pools, tune, steps=tune.mutual_steps, seed=seed + 1, bridge=self._bridge)
-        log += _marked("mutual", round_number, self.name, lessons)
-
-        # 4) upload the shared adapter's change; what rounding loses is owed to the next round
-        owed = (
-            None
-            if before is None or not before.residual
-            else Adapter(before.residual, shared.scaling, shared.base_sha256)
-        )
-        moved = change(read_adapter(proxy, SHARED), shared)
-        packet, residual = encode_adapter(moved, bits=tune.update_bits, residual=owed)
         state = PrivateState(
-            read_parameters(learned),
+            read_parameters(slm.parameters),
             read_parameters(lora_parameters(proxy, DOMAIN)),
-            {} if residual is None else residual.tensors,
+            residual.tensors if residual else {},
         )
         return Entry(_packed(state, packet), {"num_examples": len(self.rows.train)}, tuple(log))
 
+    def _load(self, shared: Adapter, before: PrivateState | None) -> tuple[LocalModel, Learner]:
+        """The proxy under the broadcast and the device's own adapter, and the SLM, as the last round left
+        them."""
+        runtime, settings = self.config.runtime, self.device.slm
+        proxy = load_proxy(self._proxy_dir, self.config.proxy, runtime, shared=shared, seed=self.config.seed)
+        slm = load_model(
+            settings.model, runtime=runtime, chat_template=settings.chat_template, name=self.name
+        )
+        learned = trainable_part(slm, settings, seed=self._seed)
+        if before is not None:
+            write_parameters(learned, before.slm, where=self.name)
+            write_parameters(lora_parameters(proxy, DOMAIN), before.domain, where=self.name)
+        kd_weight = self.config.tune.slm_kd_weight
+        return proxy, Learner(slm, learned, settings.learning_rate, settings.max_tokens, kd_weight)
 
-def _marked(phase: str, round_number: int, party: str, log: list[LogRow]) -> list[LogRow]:
-    return [{"phase": phase, "round": round_number, "party": party, **row} for row in log]
+    def _specialise(self, proxy: LocalModel, round_number: int) -> list[LogRow]:
+        """DST: the domain adapter learns the private rows over the frozen shared one."""
+        steps = self.config.tune.domain_steps
+        rate, max_tokens = self.config.proxy.learning_rate, self.device.slm.max_tokens
+        learner = Learner(proxy, lora_parameters(proxy, DOMAIN), rate, max_tokens)
+        return self._train([learner], [pool_of(self.rows.train)], "domain", round_number, range(steps), steps)
+
+    def _lessons(self, proxy: LocalModel, round_number: int) -> list[Pool]:
+        """The private rows, and this round's share of the further inputs, answered by the specialised proxy
+        on the device; with what it says about every answer, computed once.
+        """
+        tune, max_tokens = self.config.tune, self.device.slm.max_tokens
+        asked = self.rows.unlabelled[: tune.proxy_answers][round_number :: tune.rounds]
+        answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens) if asked else []
+        share = tune.answers_share if answers else 0.0
+        teacher = Learner(proxy, max_tokens=max_tokens)
+        return [
+            Pool(knowledge_of(teacher, self.rows.train, tune), 1 - share),
+            Pool(knowledge_of(teacher, answers, tune), share),
+        ]
+
+    def _learn_mutually(
+        self, proxy: LocalModel, slm: Learner, pools: list[Pool], round_number: int
+    ) -> list[LogRow]:
+        """SAML: the SLM learns from the specialised proxy; in the last steps, when it has something to say,
+        it teaches the part that travels. That part learns without the domain adapter, as it will work
+        without it in the cloud.
+        """
+        tune = self.config.tune
+        both = round(tune.mutual_steps * tune.proxy_share)
+        first = round_number * tune.mutual_steps
+        steps = range(first, first + tune.mutual_steps)
+        total = tune.rounds * tune.mutual_steps
+        log: list[LogRow] = []
+        if both < tune.mutual_steps:
+            log += self._train([slm], pools, "mutual", round_number, steps[: len(steps) - both], total)
+        if both:
+            use_adapters(proxy, [SHARED])
+            traveller = Learner(
+                proxy,
+                lora_parameters(proxy, SHARED),
+                self.config.proxy.learning_rate,
+                self.device.slm.max_tokens,
+                tune.proxy_kd_weight,
+                tune.prompt_weight,
+            )
+            log += self._train([slm, traveller], pools, "mutual", round_number, steps[-both:], total)
+        return log
+
+    def _train(
+        self,
+        learners: list[Learner],
+        pools: list[Pool],
+        phase: str,
+        round_number: int,
+        steps: range,
+        total: int,
+    ) -> list[LogRow]:
+        seed = self._seed + 1000 * round_number + len(phase) + len(learners)
+        log = co_train(
+            learners,
+            pools,
+            self.config.tune,
+            steps=len(steps),
+            seed=seed,
+            done=steps.start,
+            total=total,
+            bridge=self._bridge,
+        )
+        where: LogRow = {"phase": phase, "round": round_number, "party": self.name}
+        return [where | row | {"step": steps.start + int(row["step"])} for row in log]
 
 
 def _packed(state: PrivateState, packet: bytes) -> bytes:

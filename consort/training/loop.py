@@ -34,6 +34,8 @@ class Schedule:
     (docs/LOG.md)."""
 
     steps: int
+    done: int = 0  # steps of earlier calls that belong to the same decay
+    total: int = 0  # steps of all such calls together; 0: this call alone
     warmup_share: float = 0.05
     final_share: float = 0.1  # of the peak learning rate, at the last step
     clip_norm: float = 1.0
@@ -42,12 +44,11 @@ class Schedule:
     log_every: int = 10  # steps
 
     def factor(self, step: int) -> float:
-        """Share of the peak learning rate at this step."""
+        """Share of the peak learning rate at this step. Every call warms up, as its optimizer starts anew."""
         warmup = max(1, round(self.warmup_share * self.steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step - warmup) / max(1, self.steps - warmup)
-        return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        progress = (self.done + step) / max(self.total, self.done + self.steps)
+        cosine = self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (step + 1) / warmup) * cosine
 
 
 def run_steps(

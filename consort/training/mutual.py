@@ -34,8 +34,9 @@ BridgeBuilder: TypeAlias = Callable[
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What an absent teacher said about an answer: its next-token rows, in its own tokens."""
+    """What a teacher said about an answer, kept: its next-token rows, in its own tokens."""
 
+    by: str  # the teacher's name: nobody is taught by what it said itself
     rows: SparseRows
     spans: Spans
     vocabulary: Vocabulary
@@ -43,7 +44,7 @@ class Knowledge:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row to learn. Where it carries `knowledge`, that is its teacher, and not the partner in the room."""
+    """A row to learn. Its `knowledge` teaches instead of the partner in the room, except its own author."""
 
     sample: Sample
     knowledge: Knowledge | None = None
@@ -102,6 +103,8 @@ def co_train(
     *,
     steps: int,
     seed: int,
+    done: int = 0,
+    total: int = 0,
     bridge: BridgeBuilder | None = None,
     on_log: Callable[[LogRow], None] = lambda row: None,
 ) -> list[LogRow]:
@@ -134,7 +137,7 @@ def co_train(
 
     with _unfrozen(students):
         groups = [Group(tuple(student.parameters.values()), student.learning_rate) for student in students]
-        return run_steps(loss_of, groups, schedule=Schedule(steps), on_log=on_log)
+        return run_steps(loss_of, groups, schedule=Schedule(steps, done, total), on_log=on_log)
 
 
 @torch.no_grad()
@@ -147,7 +150,8 @@ def knowledge_of(
         examples = [Example(sample) for sample in samples[start : start + batch_rows]]
         its_pass = _forward(teacher, examples)
         for example, encoded, rows in zip(examples, its_pass.encoded, _teach(its_pass, options), strict=True):
-            taught.append(Example(example.sample, Knowledge(rows, encoded.spans, teacher.model.vocabulary)))
+            known = Knowledge(teacher.model.name, rows, encoded.spans, teacher.model.vocabulary)
+            taught.append(Example(example.sample, known))
     return taught
 
 
@@ -260,7 +264,7 @@ def _targets(
     live = _teach(partner, options) if partner is not None else None
     lessons: list[SparseRows | None] = []
     for number, (example, own) in enumerate(zip(examples, student.encoded, strict=True)):
-        if example.knowledge is not None:
+        if example.knowledge is not None and example.knowledge.by != student.learner.model.name:
             given, spans, vocabulary = (
                 example.knowledge.rows,
                 example.knowledge.spans,

@@ -69,11 +69,17 @@ def save_model(model: LocalModel, folder: Path) -> None:
 
 
 def load_proxy(
-    folder: Path, config: ProxyConfig, runtime: RuntimeConfig, *, shared: Adapter | None = None, seed: int
+    folder: Path,
+    config: ProxyConfig,
+    runtime: RuntimeConfig,
+    *,
+    shared: Adapter | None = None,
+    seed: int,
+    name: str = "proxy",
 ) -> LocalModel:
     """The distilled proxy under both adapters, the shared one as broadcast (none: fresh, which changes
     nothing)."""
-    proxy = load_model(folder, runtime=runtime, name="proxy")
+    proxy = load_model(folder, runtime=runtime, name=name)
     # both factors start alike on every device: seeds differ only where data does
     add_lora(proxy, SHARED, rank=config.shared_rank, alpha=2.0 * config.shared_rank, seed=seed)
     add_lora(proxy, DOMAIN, rank=config.domain_rank, alpha=2.0 * config.domain_rank, seed=seed + 1)

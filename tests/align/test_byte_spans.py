@@ -16,7 +16,7 @@ LOSSLESS = ("deepseek-llm", "gpt2", "llama2")  # every byte of a text is in thei
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=any_text)
 def test_after_every_cut_the_tokens_so_far_are_the_text_so_far(
     vocabularies: dict[str, Vocabulary], name: str, text: str
@@ -27,7 +27,7 @@ def test_after_every_cut_the_tokens_so_far_are_the_text_so_far(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=any_text)
 def test_spans_are_ordered_and_inside_the_text(
     vocabularies: dict[str, Vocabulary], name: str, text: str
@@ -40,7 +40,7 @@ def test_spans_are_ordered_and_inside_the_text(
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=any_text)
 def test_decoding_gives_back_the_text(vocabularies: dict[str, Vocabulary], name: str, text: str) -> None:
     vocabulary = vocabularies[name]

@@ -25,6 +25,7 @@ from consort.align.vocab_map import own_first_tokens
 from tests.align.texts_and_teachers import PAIRS, PROSE, any_text, certain_teacher, random_teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_a_certain_teacher_makes_the_student_certain_of_its_own_next_token(
     vocabularies: dict[str, Vocabulary], source: str, target: str
@@ -32,7 +33,7 @@ def test_a_certain_teacher_makes_the_student_certain_of_its_own_next_token(
     _check_certainty(vocabularies[source], vocabularies[target], PROSE)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=any_text)
 @pytest.mark.parametrize(("source", "target"), [PAIRS[i] for i in (0, 11, 18, 25, 33, 39, 46, 51)])
 def test_certainty_over_any_text(
@@ -65,7 +66,7 @@ def _pairs(source: Spans, target: Spans) -> list[tuple[int, int]]:
     return list(zip(aligned.target.tolist(), aligned.source.tolist(), strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=any_text)
 @pytest.mark.parametrize(("source", "target"), [PAIRS[i] for i in (3, 9, 14, 22, 28, 37, 45, 54)])
 def test_mass_is_conserved_and_ids_never_repeat(
@@ -82,7 +83,6 @@ def test_mass_is_conserved_and_ids_never_repeat(
         assert not rows.probs[~rows.mask].any()
         for ids, probs in zip(rows.ids, rows.probs, strict=True):
             assert len(np.unique(ids[probs > 0])) == np.count_nonzero(probs)
-            assert not ids[probs == 0].any()
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,7 @@ def test_transfer_equals_its_definition_written_out(
     teacher, mapping = random_teacher(spans, a, slots=96, seed=7), vocab_map(a, b)
     rows = transfer(teacher, spans, wanted, mapping)
     for row, expected in enumerate(_by_definition(teacher, spans, wanted, mapping)):
-        got = {int(i): float(p) for i, p in zip(rows.ids[row], rows.probs[row], strict=True) if p > 0}
-        assert got == pytest.approx({i: p for i, p in expected.items() if p > 0}, abs=1e-5), row
+        assert _mass(rows, row) == pytest.approx({i: p for i, p in expected.items() if p > 0}, abs=1e-5), row
 
 
 def _by_definition(
@@ -163,20 +162,12 @@ def test_equal_tokenizers_change_nothing(vocabularies: dict[str, Vocabulary]) ->
     teacher = random_teacher(spans, vocabulary, slots=32, seed=1)
     rows = transfer(teacher, spans, spans, vocab_map(vocabulary, vocabulary))
     assert rows.mask.all()
-    kept = np.array(
-        [
-            piece is not None or index == vocabulary.eos_id
-            for index, piece in enumerate(vocabulary.token_bytes)
-        ]
-    )
     for row in range(len(rows.mask)):
-        expected = {
-            int(i): float(p)
-            for i, p in zip(teacher.ids[row], teacher.probs[row], strict=True)
-            if kept[i] or True
-        }
-        got = {int(i): float(p) for i, p in zip(rows.ids[row], rows.probs[row], strict=True) if p > 0}
-        assert got == pytest.approx(expected, abs=1e-6)
+        assert _mass(rows, row) == pytest.approx(_mass(teacher, row), abs=1e-6)
+
+
+def _mass(rows: SparseRows, row: int) -> dict[int, float]:
+    return {int(i): float(p) for i, p in zip(rows.ids[row], rows.probs[row], strict=True) if p > 0}
 
 
 def test_a_batch_equals_its_texts_one_by_one(vocabularies: dict[str, Vocabulary]) -> None:
@@ -227,21 +218,14 @@ def test_conditioning_keeps_only_what_agrees_with_the_bytes_read(vocabularies: d
     rows = transfer(
         SparseRows(ids, probs, np.full(3, 0.1, np.float32), np.ones(3, bool)), spans, wanted, vocab_map(a, b)
     )
-    got = [
-        {
-            b.token_bytes[i]: round(float(p), 4)
-            for i, p in zip(rows.ids[row], rows.probs[row], strict=True)
-            if p > 0
-        }
-        for row in (2, 3)
-    ]
-    # after the space: 0.9 is shared by .2 + .1 on "4", .1 on "5", .3 on "dollars"; after "4": " 4" has nothing left
-    assert got[0] == {
-        b"4": pytest.approx(0.3857),
-        b"5": pytest.approx(0.1286),
-        b"d": pytest.approx(0.3857),
-    } or got[0][b"4"] == pytest.approx(0.3857)
+    got = [{b.token_bytes[i]: p for i, p in _mass(rows, row).items()} for row in (2, 3)]
+    # after the space, .9 is shared in proportion by " 48" and " 4" (both "4"), " 5" and " dollars"
+    assert got[0][b"4"] == pytest.approx(0.9 * 0.3 / 0.7)
+    assert got[0][b"5"] == pytest.approx(0.9 * 0.1 / 0.7)
+    assert sum(got[0].values()) == pytest.approx(0.9)
+    # after "4", .9 is shared by " 48" and " 4"; of the latter nothing is left, so its part joins the rest
     assert got[1] == {b"8": pytest.approx(0.6)}
+    assert rows.rest[3] == pytest.approx(0.4)
 
 
 @settings(max_examples=40, deadline=None)

@@ -25,7 +25,7 @@ def test_a_token_goes_to_the_first_token_of_the_targets_own_encoding(
         text = (piece or b"").decode(errors="replace")
         if piece is None or "\ufffd" in text:
             continue
-        # llama2 puts a space before the first word: behind "a" and a line break, the text stands in its middle
+        # llama2 puts a space before the first word: behind a line break the text stands in the middle
         anchor = target.encode("a\n")
         own = target.encode("a\n" + text)
         if own[: len(anchor)] == anchor:
@@ -111,8 +111,9 @@ def test_a_map_is_cached_on_disk_and_a_damaged_file_is_made_again(
 def test_a_tokenizer_without_bytes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(
-        '{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},'
-        '"post_processor": null, "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+        '{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, '
+        '"post_processor": null, "decoder": null, '
+        '"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
     )
     with pytest.raises(ModelError, match="bytes"):
         Vocabulary.of(file)

@@ -81,7 +81,11 @@ def cloud_and_devices(config, folder):
 
 
 def run(config, folder, parties=None):
-    cloud, devices = cloud_and_devices(config, folder)
+    """A run over its own devices, which the folder remembers, or over given ones."""
+    if parties is None:
+        cloud, devices = cloud_and_devices(config, folder)
+    else:
+        cloud, devices = Cloud(config, rows("public"), proxy_dir=config.proxy.model), []
     told = []
     with Journal.open(folder, fingerprint="one", resume=True) as journal:
         outcome = co_tune(cloud, parties or devices, config.tune, journal=journal, seed=0, report=told.append)
@@ -108,14 +112,29 @@ def test_every_model_learns_and_every_message_is_counted(config, tmp_path):
     )
 
 
-def test_a_run_done_twice_and_a_run_continued_end_in_the_same_bytes(config, tmp_path):
+class Unplugged:
+    """A device whose machine loses power in the second round."""
+
+    def __init__(self, device):
+        self.name, self.device = device.name, device
+
+    def local_round(self, shared, round_number):
+        if round_number == 1:
+            raise KeyboardInterrupt
+        return self.device.local_round(shared, round_number)
+
+
+def test_a_run_continued_after_a_stop_ends_in_the_same_bytes(config, tmp_path):
     whole, _, _ = run(config, tmp_path / "whole")
-    begun = replace(config, tune=replace(config.tune, rounds=1))
-    run(begun, tmp_path / "halves")
-    continued, _, _ = run(config, tmp_path / "halves")
+    _, (bank, shop) = cloud_and_devices(config, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "stopped", [bank, Unplugged(shop)])
+    for device in (bank, shop):
+        device.close()
+    continued, _, _ = run(config, tmp_path / "stopped")
     assert continued.cloud.packed() == whole.cloud.packed()
     assert continued.traffic == whole.traffic
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "stopped")]
     assert metrics[0] == metrics[1]
 
 
