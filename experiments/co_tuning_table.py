@@ -113,8 +113,8 @@ def _cloud_table(summary: dict[str, Any]) -> list[str]:
     lines = [
         "## The cloud model: EM / Rouge-L, and all devices' bytes",
         "",
-        "`lacked`: test rows of the five domains of `assistant` that the public set lacks. `elsewhere`: other",
-        "held-out public rows.",
+        "`lacked`: test rows of the five domains of `assistant` that the public set lacks. `elsewhere`:",
+        "other held-out public rows.",
         "",
         f"| arm | {' | '.join(sets)} | uplink | downlink |",
         f"|---|{'---|' * len(sets)}---|---|",

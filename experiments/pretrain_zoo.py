@@ -4,8 +4,9 @@
     python experiments/pretrain_zoo.py --score                      scores only
 
 The cloud model reads the public skills of every domain for many steps; the edges read other domains,
-briefly; the proxy has the cloud's tokenizer and text. Deterministic, and resumable from the checkpoints
-in `--work`. No private row of the suite is read. Log: experiments/results/zoo_pretrain.jsonl.
+briefly; the proxy is the cloud's first, middle and last layers, distilled from it. Deterministic, and (but
+for the two minutes of distillation) resumable from the checkpoints in `--work`. No private row of the suite
+is read. Log: experiments/results/zoo_pretrain.jsonl.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from consort.bench.metrics import exact_match, rouge_l
 from consort.bench.suite import Row, Suite, generate_suite, public_rows
-from consort.config import RuntimeConfig
+from consort.config import ProxyConfig, RuntimeConfig, TuneConfig
 from consort.models.local import LocalModel, generate, load_model, wrap_model
-from consort.models.zoo import WEIGHTS
+from consort.models.zoo import CLOUD, NAMES, PROXY, WEIGHTS
 from consort.training.data import Sample, encode, prompt_ids
 from consort.training.pretrain import Packed, pretrain
+from consort.training.proxy import distil_proxy
 from consort.types import Message
 
 RESULTS = Path(__file__).parent / "results" / "zoo_pretrain.jsonl"
 RUNTIME = RuntimeConfig(device="cpu", precision="bfloat16")
 CONTEXT_TOKENS = 256
-ROW_TOKENS = 128  # two samples of common length
 BATCH_ROWS = 16
 
 
@@ -48,25 +49,26 @@ class Recipe:
     layers: int
     rows: int  # different public rows
     device_share: float  # of the messages: from the four devices' domains, never their private intents
-    steps: int  # of 16 rows of 128 tokens: this early, more steps gain more than larger ones
-    tokenizer_of: str = ""  # a model trained before
+    steps: int  # of 16 rows: this early, more steps gain more than larger ones
 
 
 RECIPES = (
     Recipe("cloud", "llama", "byte_bpe", 2048, 192, 6, 100_000, 0.5, 3000),
-    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 2000),
-    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 2000),
-    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 2000),
+    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 2000, 192),
+    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 2000, 192),
+    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 2000, 192),
     Recipe("edge-gpt2", "gpt2", "byte_bpe", 1024, 96, 3, 20_000, 0.05, 2000),
-    Recipe("proxy", "llama", "byte_bpe", 2048, 128, 4, 60_000, 0.5, 1600, tokenizer_of="cloud"),
 )
+# the proxy: every second layer of the cloud, then its distributions on public rows
+DISTILLED_FROM, DISTIL_ROWS = "cloud", 20_000
+DISTIL = ProxyConfig(layers=3, distil_steps=500, distil_learning_rate=1e-3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", choices=("", *(recipe.name for recipe in RECIPES)))
+    parser.add_argument("--only", default="", choices=("", *NAMES))
     parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="checkpoints")
     parser.add_argument("--score", action="store_true", help="train nothing")
     args = parser.parse_args()
@@ -78,11 +80,16 @@ def main() -> None:
             if not args.score and not (WEIGHTS / recipe.name / "model.safetensors").exists():
                 train(recipe, suite, args.work)
             score(load_model(WEIGHTS / recipe.name, runtime=RUNTIME), suite)
+    if args.only in ("", PROXY):
+        if not args.score and not (WEIGHTS / PROXY / "model.safetensors").exists():
+            distil(suite)
+        score(load_model(WEIGHTS / PROXY, runtime=RUNTIME), suite)
 
 
 def train(recipe: Recipe, suite: Suite, work: Path) -> None:
     """Tokenizer and weights of one model, saved where the package finds them."""
-    rows = corpus(recipe, suite)
+    seed = 1000 + RECIPES.index(recipe)
+    rows = corpus(recipe.rows, suite, seed=seed, device_share=recipe.device_share)
     tokenizer = tokenizer_of(recipe, rows)
     torch.manual_seed(1)
     module = tiny_models.build_model(
@@ -93,7 +100,7 @@ def train(recipe: Recipe, suite: Suite, work: Path) -> None:
         context=CONTEXT_TOKENS,
     )
     model = wrap_model(module, tokenizer, name=recipe.name, runtime=RUNTIME)
-    packed = pack_whole([sample_of(row) for row in rows], model)
+    packed = pack_whole([sample_of(row) for row in rows], model, recipe.row_tokens)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     log(
         {
@@ -107,7 +114,7 @@ def train(recipe: Recipe, suite: Suite, work: Path) -> None:
 
     def on_log(row: dict[str, float | int | str]) -> None:
         if int(row["step"]) % 100 == 0:
-            tokens = (int(row["step"]) + 1) * BATCH_ROWS * ROW_TOKENS
+            tokens = (int(row["step"]) + 1) * BATCH_ROWS * recipe.row_tokens
             log(
                 {
                     "event": "step",
@@ -135,43 +142,55 @@ def train(recipe: Recipe, suite: Suite, work: Path) -> None:
     save(model, WEIGHTS / recipe.name)
 
 
-def pack_whole(samples: list[Sample], model: LocalModel) -> Packed:
+def distil(suite: Suite) -> None:
+    """The proxy, out of the finished cloud model."""
+    cloud = load_model(WEIGHTS / DISTILLED_FROM, runtime=RUNTIME, name=CLOUD)
+    rows = corpus(DISTIL_ROWS, suite, seed=1000 + len(RECIPES), device_share=0.5)
+    samples = [sample_of(row) for row in rows]
+    log({"event": "start", "name": PROXY, "rows": len(rows), "distil": asdict(DISTIL)})
+
+    def on_log(row: dict[str, float | int | str]) -> None:
+        if int(row["step"]) % 100 == 0:
+            log({"event": "step", "name": PROXY, **row})
+
+    proxy, _ = distil_proxy(cloud, DISTIL, samples, TuneConfig(), seed=1, on_log=on_log)
+    save(proxy, WEIGHTS / PROXY)
+
+
+def pack_whole(samples: list[Sample], model: LocalModel, row_tokens: int) -> Packed:
     """Rows that begin with a sample's beginning and cut none: what does not fit the row opens the next one.
 
     A sample cut off from its prompt teaches a tiny model to guess where it should copy.
     """
     rows: list[tuple[list[int], list[float]]] = []
     for sample in samples:
-        encoded = encode(sample, model, ROW_TOKENS)
-        if not rows or len(rows[-1][0]) + encoded.num_tokens > ROW_TOKENS + 1:
+        encoded = encode(sample, model, row_tokens)
+        if not rows or len(rows[-1][0]) + encoded.num_tokens > row_tokens + 1:
             rows.append(([], []))
         ids, weights = rows[-1]
         ids += [*encoded.prompt_ids, *encoded.answer_ids]
         weights += [0.3] * len(encoded.prompt_ids) + [1.0] * len(encoded.answer_ids)
-    ids_NT = torch.full((len(rows), ROW_TOKENS + 1), model.eos_id)
-    weight_NT = torch.zeros(len(rows), ROW_TOKENS)
+    ids_NT = torch.full((len(rows), row_tokens + 1), model.eos_id)
+    weight_NT = torch.zeros(len(rows), row_tokens)
     for index, (ids, weights) in enumerate(rows):
         ids_NT[index, : len(ids)] = torch.tensor(ids)
         weight_NT[index, : len(ids) - 1] = torch.tensor(weights[1:])
     return Packed(ids_NT, weight_NT)
 
 
-def corpus(recipe: Recipe, suite: Suite) -> list[Row]:
-    """Public rows of the recipe's own seed; no input of the suite's held-out or device splits."""
+def corpus(num_rows: int, suite: Suite, *, seed: int, device_share: float) -> list[Row]:
+    """Public rows of this seed; no input of the suite's held-out or device splits."""
     splits = [
         suite.public["valid"],
         suite.public["test"],
         *(rows for device in suite.devices.values() for rows in device.values()),
     ]
     avoid = {row.input for rows in splits for row in rows if row.skill != "facts"}
-    seed = 1000 + [other.name for other in RECIPES].index(recipe.name)
-    return list(public_rows(recipe.rows, seed=seed, device_share=recipe.device_share, avoid=avoid))
+    return list(public_rows(num_rows, seed=seed, device_share=device_share, avoid=avoid))
 
 
 def tokenizer_of(recipe: Recipe, rows: list[Row]) -> PreTrainedTokenizerFast:
-    """The recipe's own tokenizer, trained on its first 20,000 rows, or another model's."""
-    if recipe.tokenizer_of:
-        return load_model(WEIGHTS / recipe.tokenizer_of, runtime=RUNTIME).tokenizer
+    """The recipe's own tokenizer, trained on its first 20,000 rows."""
     # line by line, so that no token but the end of a line reaches over it
     texts = (
         part

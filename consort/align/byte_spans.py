@@ -46,6 +46,7 @@ def locate(
     *,
     token_bytes: Sequence[bytes | None],
     offsets: Callable[[], Sequence[tuple[int, int]]],
+    surface: Callable[[int], bytes | None],
     normalise: Callable[[str], str],
 ) -> Spans:
     """Spans of `ids` in `text`; `offsets` (in characters) and `normalise` are the tokenizer's, asked only in
@@ -62,6 +63,7 @@ def locate(
         return Spans(ids_T, starts, ends, (lengths - (ends - starts)).astype(np.int8))
     groups = _Groups.of(np.asarray(offsets(), np.int32).reshape(-1, 2), text)
     spans, exact = _place(ids_T, groups, joined=joined, raw=raw, lengths=lengths)
+    pieces = [surface(place) if piece is None else piece for place, piece in enumerate(pieces)]
     done = 0
     for group in np.flatnonzero(~exact).tolist():
         if group >= done:

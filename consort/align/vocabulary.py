@@ -95,8 +95,13 @@ class Vocabulary:
             encoding.ids,
             token_bytes=self.token_bytes,
             offsets=lambda: encoding.offsets,
+            surface=lambda place: self._surface(encoding.ids[place], encoding.tokens[place]),
             normalise=self.normalise,
         )
+
+    def _surface(self, index: int, token: str) -> bytes | None:
+        """Text of an unknown token, where the library shows it (Unigram) and not the token's name (WordPiece)."""
+        return None if self._encoder.id_to_token(index) == token else token.encode()
 
     def normalise(self, text: str) -> str:
         """`text` as the tokenizer's normaliser rewrites it, without added spaces."""

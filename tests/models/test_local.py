@@ -27,7 +27,9 @@ def test_a_saved_model_comes_back_with_its_own_tokenizer(architecture, family, t
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_a_batch_of_prompts_is_answered_as_each_alone(architecture):
     model = tiny(architecture)
-    prompts = [model.vocabulary.encode(text) for text in ("the clinic opens", "error", "what's the daily limit of")]
+    prompts = [
+        model.vocabulary.encode(text) for text in ("the clinic opens", "error", "what's the daily limit of")
+    ]
     together = generate(model, prompts, max_new_tokens=6)
     assert together == [generate(model, [prompt], max_new_tokens=6)[0] for prompt in prompts]
 
