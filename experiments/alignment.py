@@ -229,10 +229,11 @@ def as_markdown(result: dict) -> str:
     lines = [
         "## Alignment across tokenizers",
         "",
-        f"`python experiments/alignment.py`. Commit {result['commit']}; {result['hardware']}; seed {SEED}; other "
-        f"processes ran (load {result['load']:.1f}). Texts: {', '.join(TASKS)}, mixed; 700 (2,000) tokens in the "
-        f"mean of the eight tokenizers. Timed: `transfer` with conditioning, k={SLOTS}, given the spans and the "
-        "rows of bigram teachers. `cpu` is the thread's own time, `fastest` the least disturbed repetition.",
+        f"`python experiments/alignment.py`. Commit {result['commit']}; {result['hardware']}; seed {SEED}; "
+        f"other processes ran (load {result['load']:.1f}). Texts: {', '.join(TASKS)}, mixed; 700 (2,000) "
+        f"tokens in the mean of the eight tokenizers. Timed: `transfer` with conditioning, k={SLOTS}, given "
+        "the spans and the rows of bigram teachers. `cpu` is the thread's own time, "
+        "`fastest` the least disturbed repetition.",
         "",
         "| | median pair | worst pair | pairs under 1 ms |",
         "|---|---|---|---|",
@@ -255,7 +256,7 @@ def as_markdown(result: dict) -> str:
         f"Sixteen answers of 12 words, k=24: {result['batch']['one_by_one_ms']:.2f} ms one by one, "
         f"{result['batch']['batch_ms']:.2f} ms as a batch.",
         "",
-        "Share of the student's rows (columns) that a teacher (lines) reaches: at shared cuts → with conditioning.",
+        "Share of the student's rows (columns) a teacher (lines) reaches: shared cuts → with conditioning.",
         "",
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
@@ -271,8 +272,8 @@ def as_markdown(result: dict) -> str:
     lines += [f"| {name} | {wall:.2f} s | {cpu:.2f} s |" for name, (wall, cpu) in result["maps"].items()]
     lines += [
         "",
-        "Rivals: rows that edit distance pairs although different bytes were read, and tokens that the longest "
-        "prefix sends elsewhere than the student's own encoding.",
+        "Rivals: rows that edit distance pairs although different bytes were read, and tokens that the "
+        "longest prefix sends elsewhere than the student's own encoding.",
         "",
         "| teacher | student | edit distance wrong | longest prefix differs |",
         "|---|---|---|---|",
@@ -308,8 +309,8 @@ def main() -> None:
     cuts, wrong = count_wrong(vocabularies)
     neox, llama = vocabularies["gpt-neox"], vocabularies["llama2"]
     result = {
-        "commit": commit(), "hardware": hardware(), "seed": SEED, "load": os.getloadavg()[0], "tokenizers": NAMES,
-        "pairs": pairs, "long_pairs": long_pairs, "cuts": cuts, "wrong": wrong,
+        "commit": commit(), "hardware": hardware(), "seed": SEED, "load": os.getloadavg()[0],
+        "tokenizers": NAMES, "pairs": pairs, "long_pairs": long_pairs, "cuts": cuts, "wrong": wrong,
         "batch": measure_batch(neox, llama, teachers["gpt-neox"], short),
         "maps": {
             f"{a} ({vocabularies[a].size}) to {b} ({vocabularies[b].size})": measure_map(

@@ -29,7 +29,7 @@ from crash_consort import DEVICES, ROUNDS, TRAIN_ROWS, write_consort
 from provenance import commit, hardware
 
 RESULTS = Path(__file__).parent / "results"
-FULL_AT = (0.1, 0.35, 0.6, 0.9)  # the disk's size as a share of the finished run's
+FULL_AT = (0.15, 0.5, 0.8, 0.95)  # the disk's size as a share of the finished run's
 DEADLINE_S = 900  # of one `consort tune`
 
 
@@ -124,10 +124,10 @@ def miscounted(run_dir: Path) -> list[str]:
 
 
 def killed(file: Path, run_dir: Path, whole: Attempt, *, kills: int, seed: int) -> list[Attempt]:
-    """Attempts until so many were killed, each within a fifth of the work; then one that may finish."""
+    """Attempts until so many were killed, each within a third of the work; then one that may finish."""
     rng, attempts = random.Random(seed), []
     while sum(attempt.exit_code == -9 for attempt in attempts) < kills:
-        moment_s = rng.uniform(0, 0.2 * (whole.seconds - whole.begun_s))
+        moment_s = rng.uniform(0, 0.35 * (whole.seconds - whole.begun_s))
         attempts.append(tune(file, run_dir, resume=bool(attempts), kill_after_s=moment_s))
         print(attempts[-1], file=sys.stderr)
     attempts.append(tune(file, run_dir, resume=True))
@@ -250,7 +250,8 @@ def as_markdown(result: dict) -> str:
 
 
 def _said(found: Sequence[str], nothing: str) -> str:
-    return f"**{'; '.join(found)}**" if found else nothing
+    more = f"; and {len(found) - 3} more" * (len(found) > 3)
+    return f"**{'; '.join(found[:3])}{more}**" if found else nothing
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from consort.config import (
     TuneConfig,
 )
 from consort.config_file import dump_config
-from consort.training.proxy import save_model
+from consort.models.local import save_model
 
 DEVICES: dict[str, tuple[Family, Architecture]] = {
     "bank": ("byte_bpe", "gpt_neox"),

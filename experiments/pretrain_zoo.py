@@ -50,6 +50,7 @@ class Recipe:
     rows: int  # different public rows
     device_share: float  # of the messages: from the four devices' domains, never their private intents
     steps: int  # of 16 rows: this early, more steps gain more than larger ones
+    row_tokens: int = 128  # two samples of common length, or one story; a small vocabulary needs more
 
 
 RECIPES = (

@@ -39,12 +39,12 @@ from consort.federated.cloud import Cloud
 from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.party import Device, PrivateRows
-from consort.models.local import LocalModel, load_model
+from consort.models.local import LocalModel, load_model, save_model
 from consort.training.adapters import SHARED, trainable_part, use_adapters, write_parameters
 from consort.training.answers import answer, made_up
 from consort.training.data import Sample
 from consort.training.mutual import Bridge
-from consort.training.proxy import distil_proxy, load_proxy, save_model
+from consort.training.proxy import distil_proxy, load_proxy
 
 MODELS, WORK = Path("runs/real_models"), Path("runs/real_co_tuning")
 RESULTS = Path(__file__).parent / "results"

@@ -16,7 +16,7 @@ from consort.config import (
     TuneConfig,
 )
 from consort.config_file import dump_config
-from consort.training.proxy import save_model
+from consort.models.local import save_model
 from tests.tiny_models import escaped_spaces, tiny
 
 COUNTS = {"train": 6, "valid": 2, "test": 2}  # rows a split

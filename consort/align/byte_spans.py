@@ -49,9 +49,7 @@ def locate(
     surface: Callable[[int], bytes | None],
     normalise: Callable[[str], str],
 ) -> Spans:
-    """Spans of `ids` in `text`; `offsets` (in characters) and `normalise` are the tokenizer's, asked only in
-    doubt.
-    """
+    """Spans of `ids` in `text`. The tokenizer's own offsets (in characters) are asked only in doubt."""
     ids_T = np.asarray(ids, np.int32)
     pieces = [token_bytes[index] for index in ids]
     joined, raw = b"".join(piece or b"" for piece in pieces), text.encode()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from consort.types import FloatArray, IntArray
 
 
-_BLOCK_ROWS = 1024  # bounds the memory for long texts; smaller ones pay more in calls than the cache gains
+_BLOCK_ROWS = 800  # bounds the memory for long texts; smaller ones pay more in calls than the cache gains
 
 
 @dataclass(frozen=True, slots=True)

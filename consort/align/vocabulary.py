@@ -100,7 +100,7 @@ class Vocabulary:
         )
 
     def _surface(self, index: int, token: str) -> bytes | None:
-        """Text of an unknown token, where the library shows it (Unigram) and not the token's name (WordPiece)."""
+        """Text of an unknown token, where the library shows it (Unigram), not its name (WordPiece)."""
         return None if self._encoder.id_to_token(index) == token else token.encode()
 
     def normalise(self, text: str) -> str:

@@ -30,12 +30,12 @@ from consort.federated.cloud import Cloud, CloudState
 from consort.federated.co_plms import Outcome, co_tune
 from consort.federated.journal import Entry, Journal
 from consort.federated.party import Device, PrivateRows
-from consort.models.local import LocalModel, load_model
+from consort.models.local import LocalModel, load_model, save_model
 from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
 from consort.training.answers import answer
 from consort.training.data import Sample
 from consort.training.peft_directory import save_adapter
-from consort.training.proxy import distil_proxy, load_proxy, save_model
+from consort.training.proxy import distil_proxy, load_proxy
 from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
@@ -219,8 +219,8 @@ class Run:
                 save_adapter(model, OWN, folder / model.name, base=config.model)
             else:
                 save_model(model, folder / model.name)
-        (self.run_dir / "README.md").write_text(model_card(result, self.config), encoding="utf-8")
-        (self.run_dir / "result.json").write_text(json.dumps(result.to_json()) + "\n", encoding="utf-8")
+        _keep_text(self.run_dir / "README.md", model_card(result, self.config))
+        _keep_text(self.run_dir / "result.json", json.dumps(result.to_json()) + "\n")
         write_report(self.run_dir, result)
 
 
@@ -230,10 +230,8 @@ def run_co_tuning(
     """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
     with Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal:
         try:
-            (run_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
-            (run_dir / "environment.json").write_text(
-                json.dumps(environment(), indent=2) + "\n", encoding="utf-8"
-            )
+            _keep_text(run_dir / "config.toml", dump_config(config))
+            _keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
             return Run(config, data, run_dir, journal, report).execute()
         except OSError as error:
             raise RunError(
@@ -246,3 +244,10 @@ def run_co_tuning(
 def fingerprint(config: Config) -> str:
     """Hash of everything that decides a run's numbers."""
     return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
+
+
+def _keep_text(file: Path, text: str) -> None:
+    """Replace the file whole or not at all: on a full disk the old one is not lost."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)

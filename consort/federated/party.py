@@ -27,6 +27,7 @@ from consort.training.adapters import (
     DOMAIN,
     SHARED,
     lora_parameters,
+    merged,
     read_adapter,
     read_parameters,
     trainable_part,
@@ -80,6 +81,25 @@ class PrivateState:
     domain: Mapping[str, FloatArray]
     residual: Mapping[str, FloatArray]
 
+    def packed(self, packet: bytes) -> bytes:
+        """As safetensors, together with the packet that the same round let out: both are kept, or neither."""
+        tensors = {"packet": np.frombuffer(packet, dtype=np.uint8)}
+        for part in ("slm", "domain", "residual"):
+            values: Mapping[str, FloatArray] = getattr(self, part)
+            tensors |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in values.items()}
+        payload: bytes = save_tensors(tensors)
+        return payload
+
+    @classmethod
+    def unpacked(cls, payload: bytes) -> PrivateState:
+        """What `packed` wrote, without the packet."""
+        parts: dict[str, dict[str, FloatArray]] = {"slm": {}, "domain": {}, "residual": {}}
+        for name, array in load_tensors(payload).items():
+            if name != "packet":
+                part, _, rest = name.partition("/")
+                parts[part][rest] = array
+        return cls(**parts)
+
 
 class Device:
     """A party on this machine: DST, answers to its unlabelled inputs, SAML, upload (arXiv 2511.11678)."""
@@ -111,7 +131,9 @@ class Device:
         """The state after the last finished round; None before the first."""
         for round_number in reversed(range(self.config.tune.rounds)):
             if self._journal.done(f"round-{round_number}"):
-                return _unpacked(self._journal.once(f"round-{round_number}", _unreachable).payload)
+                return PrivateState.unpacked(
+                    self._journal.once(f"round-{round_number}", _unreachable).payload
+                )
         return None
 
     def close(self) -> None:
@@ -135,7 +157,7 @@ class Device:
             read_parameters(lora_parameters(proxy, DOMAIN)),
             residual.tensors if residual else {},
         )
-        return Entry(_packed(state, packet), {"num_examples": len(self.rows.train)}, tuple(log))
+        return Entry(state.packed(packet), {"num_examples": len(self.rows.train)}, tuple(log))
 
     def _load(self, shared: Adapter, before: PrivateState | None) -> tuple[LocalModel, Learner]:
         """The proxy under the broadcast and the device's own adapter, and the SLM, as the last round left
@@ -157,7 +179,8 @@ class Device:
         steps = self.config.tune.domain_steps
         rate, max_tokens = self.config.proxy.learning_rate, self.device.slm.max_tokens
         learner = Learner(proxy, lora_parameters(proxy, DOMAIN), rate, max_tokens)
-        return self._train([learner], [pool_of(self.rows.train)], "domain", round_number, range(steps), steps)
+        pools = [pool_of(self.rows.train)]
+        return self._train([learner], pools, "domain", round_number, range(steps), steps, seed=0)
 
     def _lessons(self, proxy: LocalModel, round_number: int) -> list[Pool]:
         """The private rows, and this round's share of the further inputs, answered by the specialised proxy
@@ -165,13 +188,13 @@ class Device:
         """
         tune, max_tokens = self.config.tune, self.device.slm.max_tokens
         asked = self.rows.unlabelled[: tune.proxy_answers][round_number :: tune.rounds]
-        answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens) if asked else []
-        share = tune.answers_share if answers else 0.0
         teacher = Learner(proxy, max_tokens=max_tokens)
-        return [
-            Pool(knowledge_of(teacher, self.rows.train, tune), 1 - share),
-            Pool(knowledge_of(teacher, answers, tune), share),
-        ]
+        with merged(proxy):
+            answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
+            known = knowledge_of(teacher, self.rows.train, tune)
+            further = knowledge_of(teacher, answers, tune)
+        share = tune.answers_share if further else 0.0
+        return [Pool(known, 1 - share), Pool(further, share)]
 
     def _learn_mutually(
         self, proxy: LocalModel, slm: Learner, pools: list[Pool], round_number: int
@@ -187,7 +210,9 @@ class Device:
         total = tune.rounds * tune.mutual_steps
         log: list[LogRow] = []
         if both < tune.mutual_steps:
-            log += self._train([slm], pools, "mutual", round_number, steps[: len(steps) - both], total)
+            log += self._train(
+                [slm], pools, "mutual", round_number, steps[: len(steps) - both], total, seed=1
+            )
         if both:
             use_adapters(proxy, [SHARED])
             traveller = Learner(
@@ -198,7 +223,7 @@ class Device:
                 tune.proxy_kd_weight,
                 tune.prompt_weight,
             )
-            log += self._train([slm, traveller], pools, "mutual", round_number, steps[-both:], total)
+            log += self._train([slm, traveller], pools, "mutual", round_number, steps[-both:], total, seed=2)
         return log
 
     def _train(
@@ -209,39 +234,21 @@ class Device:
         round_number: int,
         steps: range,
         total: int,
+        *,
+        seed: int,
     ) -> list[LogRow]:
-        seed = self._seed + 1000 * round_number + len(phase) + len(learners)
         log = co_train(
             learners,
             pools,
             self.config.tune,
             steps=len(steps),
-            seed=seed,
+            seed=1000 * self._seed + 10 * round_number + seed,
             done=steps.start,
             total=total,
             bridge=self._bridge,
         )
         where: LogRow = {"phase": phase, "round": round_number, "party": self.name}
         return [where | row | {"step": steps.start + int(row["step"])} for row in log]
-
-
-def _packed(state: PrivateState, packet: bytes) -> bytes:
-    tensors = {"packet": np.frombuffer(packet, dtype=np.uint8)}
-    for part in ("slm", "domain", "residual"):
-        tensors |= {
-            f"{part}/{name}": np.ascontiguousarray(array) for name, array in getattr(state, part).items()
-        }
-    payload: bytes = save_tensors(tensors)
-    return payload
-
-
-def _unpacked(payload: bytes) -> PrivateState:
-    parts: dict[str, dict[str, FloatArray]] = {"slm": {}, "domain": {}, "residual": {}}
-    for name, array in load_tensors(payload).items():
-        if name != "packet":
-            part, _, rest = name.partition("/")
-            parts[part][rest] = array
-    return PrivateState(**parts)
 
 
 def _unreachable() -> Entry:

@@ -7,12 +7,15 @@ vocabulary] matrix. Serving's own decode loop is not here: `generate` is transfo
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -126,6 +129,19 @@ def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: Runtime
     model = LocalModel(name, module, tokenizer, vocabulary, int(context), runtime)
     _check_head(model)
     return model
+
+
+def save_model(model: LocalModel, folder: Path) -> None:
+    """A transformers directory: config, safetensors, tokenizer with its chat template. OSError if it cannot
+    be written."""
+    try:
+        model.module.save_pretrained(folder)
+    except SafetensorError as error:  # the library's name for any failure; the system's is in its words
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
+    model.tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -7,9 +7,10 @@ stays. Does not merge or export; `training.export` does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,24 @@ def use_adapters(model: LocalModel, names: Sequence[str]) -> None:
         if present:
             layer.set_adapter(present)
     model.module.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def merged(model: LocalModel) -> Iterator[None]:
+    """Compute with the LoRAs in use folded into the weights, for many tokens without a gradient; the weights
+    come back bit for bit. Needs memory for a second copy of the adapted layers.
+    """
+    layers = [layer for layer in _lora_layers(model).values() if not layer.disable_adapters]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.detach().clone() for weight in weights]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, weight, value in zip(layers, weights, before, strict=True):
+            layer.unmerge()
+            weight.data.copy_(value)  # adding and taking away again would leave rounding
 
 
 def lora_parameters(model: LocalModel, name: str) -> dict[str, nn.Parameter]:

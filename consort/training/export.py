@@ -17,7 +17,7 @@ import torch
 
 from consort import __version__
 from consort.errors import MissingExtraError, ModelError, RunError
-from consort.models.local import LocalModel
+from consort.models.local import LocalModel, save_model
 from consort.training.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from consort.training.gguf_weights import architecture, hyperparameters, tensors
 from consort.training.peft_directory import merge_adapters, save_adapter
@@ -149,9 +149,8 @@ def _add_tensor(writer: Any, name: str, weight: FloatArray, precision: Precision
 
 def _write_safetensors(model: LocalModel, directory: Path, precision: Precision) -> None:
     module = model.module.to(getattr(torch, precision))
-    module.save_pretrained(directory)
+    save_model(model, directory)
     module.to(torch.float32)
-    model.tokenizer.save_pretrained(directory)
 
 
 def _check(out: Path, form: Form, precision: Precision, name: str, adapter: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from consort.align import Spans, SparseRows, Vocabulary, transfer, vocab_map
 from consort.config import TuneConfig
 from consort.models.local import LocalModel
+from consort.training.batches import states_of
 from consort.training.data import Encoded, Sample, encode
 from consort.training.loop import Group, LogRow, Schedule, run_steps
 from consort.training.losses import LossParts, SparseTargets, fused_loss, top_k_targets
@@ -205,7 +206,7 @@ def _forward(learner: Learner, examples: Sequence[Example]) -> _Pass:
     ids = [np.array([*row.prompt_ids, *row.answer_ids]) for row in encoded]
     device = learner.model.device
     with torch.set_grad_enabled(bool(learner.parameters) and torch.is_grad_enabled()):
-        hidden_MD, begins = _states(learner.model, ids)
+        hidden_MD, begins = states_of(learner.model, ids)
         answers, prompts, labels, prompt_labels = [], [], [], []
         for row, row_ids, begin in zip(encoded, ids, begins, strict=True):
             asked = len(row.prompt_ids)
@@ -227,33 +228,6 @@ def _forward(learner: Learner, examples: Sequence[Example]) -> _Pass:
         torch.from_numpy(weights).to(device),
         bounds,
     )
-
-
-def _states(model: LocalModel, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
-    """Hidden states of all rows in one line, and where in it each row begins."""
-    lengths = np.array([len(row_ids) for row_ids in ids])
-    begins, states, positions = np.zeros(len(ids), dtype=np.int64), [], 0
-    order = np.argsort(lengths, kind="stable")
-    for group in _alike(order, lengths, least_saved=lengths.max() * len(ids) // 8):
-        ids_BT = np.full((len(group), lengths[group].max()), model.eos_id)
-        for place, number in enumerate(group):
-            ids_BT[place, : lengths[number]] = ids[number]
-        begins[group] = positions + ids_BT.shape[1] * np.arange(len(group))
-        positions += ids_BT.size
-        states.append(model.hidden(torch.from_numpy(ids_BT).to(model.device)).flatten(0, 1))
-    return torch.cat(states), begins
-
-
-def _alike(order: np.ndarray, lengths: np.ndarray, *, least_saved: int) -> list[np.ndarray]:
-    """Rows, shortest first, cut into groups of like length, where a cut saves so many positions: padding
-    costs as much as text, a pass more about an eighth of a small model's batch."""
-    sorted_lengths = lengths[order]
-    saved = np.arange(1, len(order)) * (sorted_lengths[-1] - sorted_lengths[:-1])
-    if saved.max(initial=0) < max(1, least_saved):
-        return [order]
-    cut = 1 + int(saved.argmax())
-    parts = (order[:cut], order[cut:])
-    return [group for part in parts for group in _alike(part, lengths, least_saved=least_saved)]
 
 
 @torch.no_grad()

@@ -62,12 +62,6 @@ def distil_proxy(
     return proxy, log
 
 
-def save_model(model: LocalModel, folder: Path) -> None:
-    """A transformers directory: config, safetensors, tokenizer with its chat template."""
-    model.module.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-
-
 def load_proxy(
     folder: Path,
     config: ProxyConfig,

@@ -1,5 +1,4 @@
-"""Whether the tokens before a cut are the text before it, decided without the reasoning of `consort.align`.
-"""
+"""Whether the tokens before a cut are the text before it, decided without `consort.align`."""
 
 from functools import cache
 
@@ -51,8 +50,7 @@ def _kept(vocabulary: Vocabulary, raw: bytes) -> bytes:
 
 @cache
 def _unwritten(vocabulary: Vocabulary) -> bytes:
-    """Bytes that a byte-level tokenizer has no token for, and drops; and what Python takes for white space.
-    """
+    """Bytes that a byte-level tokenizer has no token for, and drops; and what Python takes for space."""
     single = {piece[0] for piece in vocabulary.token_bytes if piece and len(piece) == 1}
     lost = set(range(256)) - single if len(single) > 200 else set()
     return bytes(lost | set(b"\x1c\x1d\x1e\x1f"))

@@ -103,8 +103,7 @@ def test_transfer_equals_its_definition_written_out(
 def _by_definition(
     teacher: SparseRows, source: Spans, target: Spans, mapping: VocabMap
 ) -> list[dict[int, float]]:
-    """One row and one token at a time; the first row is left to the law of certainty where a space is added.
-    """
+    """One row and one token at a time."""
     rows: list[dict[int, float]] = [defaultdict(float) for _ in range(len(target.ids) + 1)]
     cuts = dict(_pairs(source, target))
     pieces, size = mapping.source.token_bytes, len(source.ids)

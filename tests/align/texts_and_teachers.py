@@ -20,7 +20,16 @@ PIECES = (
     "3.14e-26",
 )  # fmt: skip
 
+# few characters, often repeated, hide a shifted offset best
+AWKWARD = (
+    "xxae{{  \n01.,\x1f\x00\x7f\u0301\u0300\u0315"
+    "éÉǅ½ﬁ日😀\u200b\u00adıß가\u1112\u1161\u11ab\U00040000Ж▁…\u3000\ufeff"
+)
+
 any_text = st.one_of(
+    st.lists(st.sampled_from(AWKWARD), min_size=2, max_size=6).flatmap(
+        lambda letters: st.lists(st.sampled_from(letters), max_size=24).map("".join)
+    ),
     st.text(max_size=40),
     st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=12).map("".join),
     st.lists(st.sampled_from(PIECES), max_size=8).map(" ".join),

@@ -23,8 +23,8 @@ from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.packets import decode_adapter, encode_adapter
 from consort.federated.party import Device, PrivateRows, Update
+from consort.models.local import save_model
 from consort.training.data import Sample
-from consort.training.proxy import save_model
 from consort.types import Adapter, Message
 from tests.tiny_models import escaped_spaces, tiny
 

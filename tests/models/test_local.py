@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from consort.errors import ModelError
-from consort.models.local import generate, load_model
-from consort.training.proxy import save_model
+from consort.models.local import generate, load_model, save_model
 from tests.tiny_models import ARCHITECTURES, CPU, byte_level, escaped_spaces, tiny
 
 TEXT = "grüße,  what's   the daily limit?\nerror 17"
@@ -35,5 +34,5 @@ def test_a_batch_of_prompts_is_answered_as_each_alone(architecture):
 
 
 def test_a_directory_without_a_model_says_what_to_give(tmp_path):
-    with pytest.raises(ModelError, match="give a local transformers directory"):
+    with pytest.raises(ModelError, match="give a transformers directory"):
         load_model(tmp_path / "nothing", runtime=CPU)

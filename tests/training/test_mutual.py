@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from consort.config import TuneConfig
-from consort.training.adapters import DOMAIN, SHARED, add_lora, lora_parameters, read_parameters, use_adapters
+from consort.training.adapters import (
+    DOMAIN,
+    SHARED,
+    add_lora,
+    lora_parameters,
+    merged,
+    read_parameters,
+    use_adapters,
+)
 from consort.training.data import Sample
 from consort.training.mutual import Learner, Pool, co_train, knowledge_of, pool_of
 from consort.types import Message
@@ -108,6 +116,21 @@ def test_two_fresh_adapters_leave_the_models_answers_as_they_are(llama):
         add_lora(llama, name, rank=4, alpha=8, seed=0)
     use_adapters(llama, [SHARED, DOMAIN])
     assert torch.equal(plain, llama.hidden(ids))
+
+
+def test_merged_adapters_answer_alike_and_leave_the_weights_bit_for_bit(llama):
+    for name in (SHARED, DOMAIN):
+        add_lora(llama, name, rank=4, alpha=8, seed=0)
+        for parameter in lora_parameters(llama, name).values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(5, 25)[None]
+    for used in ([SHARED, DOMAIN], [SHARED], []):
+        use_adapters(llama, used)
+        before, plain = weights(llama), llama.hidden(ids)
+        with merged(llama):
+            torch.testing.assert_close(llama.hidden(ids), plain, rtol=1e-4, atol=1e-4)
+        assert same(before, weights(llama))
+        assert torch.equal(llama.hidden(ids), plain)
 
 
 def test_pools_share_a_batch_in_their_proportions(llama):
