@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from consort.bench.suite_grammar import DEVICE_DOMAINS
-from consort.config import Config, DeviceConfig, ModelConfig, ProxyConfig
+from consort.config import Config, DeviceConfig, EvalConfig, ModelConfig, ProxyConfig, TuneConfig
 from consort.models.zoo import CLOUD, EDGES, PROXY, zoo_dir
 
 CONTEXT_TOKENS = 256  # the bundled models read no more
@@ -17,16 +17,26 @@ def demo_config(data: Path) -> Config:
         name="demo",
         public=str(data / "public"),
         cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=1e-3, max_tokens=CONTEXT_TOKENS),
-        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0),
+        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0, learning_rate=2e-3),
         devices=tuple(
             DeviceConfig(
                 name=domain,
                 data=str(data / "devices" / domain),
                 unlabelled=str(data / "devices" / domain / "unlabelled.jsonl"),
                 slm=ModelConfig(
-                    model=str(zoo_dir(edge)), trainable="full", learning_rate=1e-3, max_tokens=CONTEXT_TOKENS
+                    model=str(zoo_dir(edge)), trainable="full", learning_rate=2e-3, max_tokens=CONTEXT_TOKENS
                 ),
             )
             for domain, edge in zip(DEVICE_DOMAINS, EDGES, strict=True)
         ),
+        # two rounds that end in under three minutes on two cores
+        tune=TuneConfig(
+            rounds=2,
+            domain_steps=25,
+            mutual_steps=90,
+            cloud_steps=30,
+            proxy_answers=400,
+            public_samples=96,
+        ),
+        eval=EvalConfig(rows=100, max_new_tokens=32, public_rows=100),
     )
