@@ -75,6 +75,7 @@ class TuneConfig:
     prompt_weight: float = (
         0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
     )
+    doubt: float = 1.0  # a teacher's row counts as the probability it gives the actual token, to this power
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token
     proxy_answers: int = 1500  # unlabelled inputs the proxy answers a device; 0: labelled rows only

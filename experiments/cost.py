@@ -277,8 +277,8 @@ def as_markdown(result: dict) -> str:
         "# A co-tuning step against a plain loop with dense logits",
         "",
         f"`experiments/cost.py`; commit {result['commit']}; {result['hardware']}; seed {SEED}; load while "
-        f"measuring {result['load']:.1f}. Tokens: of both models, a step, no padding. Step: CPU seconds, median. "
-        "Speed-up: dense / ours, median over pairs (lowest, highest). MB: peak in training beyond "
+        f"measuring {result['load']:.1f}. Tokens: of both models, a step, no padding. Step: CPU seconds, "
+        "median. Speed-up: dense / ours, median over pairs (lowest, highest). MB: peak in training beyond "
         f"the weights. Wanted: at least {BARS['speed_up']}x, at most {BARS['memory_ratio']}x.",
         "",
         "| models | vocabularies | width, layers | rows | tokens | dense step | our step | speed-up "

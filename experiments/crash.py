@@ -1,10 +1,11 @@
 """`kill -9` at ten random moments of a run, a full disk, a read-only directory: is anything lost or twice?
 
 A small untrained consort (three devices of three architectures and tokenizer families, two rounds) is
-co-tuned by `consort tune` without interruption. Then the same run in another directory is killed ten times,
-each time a random while after its work began, and continued with `--resume`; and again on file systems that
-fill up or refuse to be written. Every run must end in the bytes of the first. Mounting needs root, and Linux:
-without it those cases are left out, and the result says so. Power cuts are not tried.
+co-tuned by `consort tune` without interruption. Then the same run in another directory is killed a random
+while after its work began and continued with `--resume`, again and again, in as many directories as ten kills
+need; and on file systems that fill up or refuse to be written. Every run must end in the bytes of the first.
+Mounting needs root, and Linux: without it those cases are left out, and the result says so. Power cuts are
+not tried.
 
     python experiments/crash.py [--seed 0] [--kills 10]
 """
@@ -123,15 +124,19 @@ def miscounted(run_dir: Path) -> list[str]:
     return found + [f"logged step {row}: {count} times" for row, count in logged.items() if count != 1]
 
 
-def killed(file: Path, run_dir: Path, whole: Attempt, *, kills: int, seed: int) -> list[Attempt]:
-    """Attempts until so many were killed, each within a third of the work; then one that may finish."""
-    rng, attempts = random.Random(seed), []
-    while sum(attempt.exit_code == -9 for attempt in attempts) < kills:
-        moment_s = rng.uniform(0, 0.35 * (whole.seconds - whole.begun_s))
-        attempts.append(tune(file, run_dir, resume=bool(attempts), kill_after_s=moment_s))
-        print(attempts[-1], file=sys.stderr)
-    attempts.append(tune(file, run_dir, resume=True))
-    return attempts
+def killed(file: Path, folder: Path, whole: Attempt, *, kills: int, seed: int) -> list[list[Attempt]]:
+    """Runs in folders 0, 1, ... until so many attempts were killed, each within half of the work."""
+    rng, chains, left = random.Random(seed), [], kills
+    while left:
+        chain: list[Attempt] = []
+        while not chain or chain[-1].exit_code == -9:
+            moment_s = rng.uniform(0, 0.5 * (whole.seconds - whole.begun_s)) if left else None
+            run_dir = folder / str(len(chains))
+            chain.append(tune(file, run_dir, resume=bool(chain), kill_after_s=moment_s))
+            left -= chain[-1].exit_code == -9
+            print(len(chains), chain[-1], file=sys.stderr)
+        chains.append(chain)
+    return chains
 
 
 @contextmanager
@@ -183,19 +188,20 @@ def _mended(case: str, file: Path, run_dir: Path, refused: Attempt, whole_dir: P
 
 def measure(folder: Path, *, kills: int, seed: int) -> dict:
     """All cases; the first run is what the others must equal."""
-    file, whole_dir, killed_dir = write_consort(folder), folder / "whole", folder / "killed"
+    file, whole_dir = write_consort(folder), folder / "whole"
     whole = tune(file, whole_dir, resume=False)
     assert whole.exit_code == 0, whole
     print(whole, file=sys.stderr)
-    attempts = killed(file, killed_dir, whole, kills=kills, seed=seed)
+    chains = killed(file, folder / "killed", whole, kills=kills, seed=seed)
+    killed_dirs = [folder / "killed" / str(number) for number in range(len(chains))]
     result = {
         "commit": commit(),
         "hardware": hardware(),
         "seed": seed,
         "whole": asdict(whole),
-        "attempts": [asdict(attempt) for attempt in attempts],
-        "differences": differences(whole_dir, killed_dir),
-        "miscounted": [*miscounted(whole_dir), *miscounted(killed_dir)],
+        "chains": [[asdict(attempt) for attempt in chain] for chain in chains],
+        "differences": [found for run_dir in killed_dirs for found in differences(whole_dir, run_dir)],
+        "miscounted": [found for run_dir in (whole_dir, *killed_dirs) for found in miscounted(run_dir)],
         "bytes_compared": sum(file.stat().st_size for file in compared(whole_dir)),
         "adapter_bytes": sum(file.stat().st_size for file in whole_dir.glob("adapters/**/*.safetensors")),
         "disks": [],
@@ -209,8 +215,8 @@ def measure(folder: Path, *, kills: int, seed: int) -> dict:
 
 def as_markdown(result: dict) -> str:
     """The result as a page."""
-    whole, attempts = result["whole"], result["attempts"]
-    kills = [attempt for attempt in attempts if attempt["exit_code"] == -9]
+    whole, chains = result["whole"], result["chains"]
+    kills = [attempt for chain in chains for attempt in chain if attempt["exit_code"] == -9]
     lines = [
         "# Runs that are interrupted",
         "",
@@ -224,10 +230,10 @@ def as_markdown(result: dict) -> str:
         f"{result['bytes_compared']:,} bytes in all: {_said(result['differences'], 'bit for bit the same')}.",
         f"Examples, updates and logged steps: {_said(result['miscounted'], 'each counted once')}.",
         "",
-        "| attempt | ended by | seconds after its work began | steps finished so far |",
+        "| run | ended by | seconds after its work began | steps finished so far |",
         "|---|---|---|---|",
     ]
-    for number, attempt in enumerate(attempts, start=1):
+    for number, attempt in ((number, each) for number, chain in enumerate(chains, start=1) for each in chain):
         end = "SIGKILL" if attempt["exit_code"] == -9 else f"itself, exit code {attempt['exit_code']}"
         after_s = attempt["seconds"] - attempt["begun_s"]
         lines.append(f"| {number} | {end} | {after_s:.2f} | {attempt['finished_steps']} |")

@@ -17,7 +17,7 @@ def demo_config(data: Path) -> Config:
         name="demo",
         public=str(data / "public"),
         cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=1e-3, max_tokens=CONTEXT_TOKENS),
-        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0, learning_rate=2e-3),
+        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0, learning_rate=4e-3),
         devices=tuple(
             DeviceConfig(
                 name=domain,
@@ -32,11 +32,13 @@ def demo_config(data: Path) -> Config:
         # two rounds that end in under three minutes on two cores
         tune=TuneConfig(
             rounds=2,
-            domain_steps=25,
+            domain_steps=60,
             mutual_steps=90,
-            cloud_steps=30,
+            proxy_share=0.2,
+            cloud_steps=20,
             proxy_answers=400,
-            public_samples=96,
+            answers_share=0.25,
+            public_samples=64,
         ),
         eval=EvalConfig(rows=100, max_new_tokens=32, public_rows=100),
     )

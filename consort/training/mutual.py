@@ -276,11 +276,16 @@ def _targets(
             lessons.append(None)
             continue
         lessons.append(bridges.between(vocabulary, student.learner.model.vocabulary)(given, spans, own.spans))
-    return _stacked(lessons, student) if any(lesson is not None for lesson in lessons) else None
+    return (
+        _stacked(lessons, student, doubt=options.doubt)
+        if any(lesson is not None for lesson in lessons)
+        else None
+    )
 
 
-def _stacked(lessons: Sequence[SparseRows | None], student: _Pass) -> SparseTargets:
-    total = len(student.labels_N)
+def _stacked(lessons: Sequence[SparseRows | None], student: _Pass, *, doubt: float) -> SparseTargets:
+    """All lessons in one. A teacher counts for less where it doubts the answer: there it may well be wrong."""
+    total, labels_N = len(student.labels_N), student.labels_N.cpu().numpy()
     width = max(lesson.ids.shape[1] for lesson in lessons if lesson is not None)
     ids = np.zeros((total, width), dtype=np.int64)
     probs = np.zeros((total, width), dtype=np.float32)
@@ -289,7 +294,9 @@ def _stacked(lessons: Sequence[SparseRows | None], student: _Pass) -> SparseTarg
         if lesson is not None:
             kept = lesson.ids.shape[1]
             ids[start:end, :kept], probs[start:end, :kept] = lesson.ids, lesson.probs
-            rest[start:end], weight[start:end] = lesson.rest, lesson.mask
+            right = lesson.ids == labels_N[start:end, None]
+            trust = (lesson.probs * right).sum(axis=1) ** doubt
+            rest[start:end], weight[start:end] = lesson.rest, lesson.mask * trust
     device = student.labels_N.device
     return SparseTargets(*(torch.from_numpy(array).to(device) for array in (ids, probs, rest, weight)))
 

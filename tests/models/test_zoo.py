@@ -50,7 +50,8 @@ def test_devices_differ_in_class_and_tokenizer_and_the_proxy_reads_as_the_cloud(
     assert len({zoo[name].vocabulary.sha256 for name in (CLOUD, *EDGES)}) == 1 + len(EDGES)
     assert zoo[PROXY].vocabulary.sha256 == zoo[CLOUD].vocabulary.sha256
     parameters = {name: sum(weight.numel() for weight in zoo[name].module.parameters()) for name in NAMES}
-    assert parameters[CLOUD] > 2 * parameters[PROXY] > 2 * max(parameters[name] for name in EDGES)
+    assert parameters[CLOUD] > 1.5 * parameters[PROXY]
+    assert parameters[PROXY] > 1.5 * max(parameters[name] for name in EDGES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +71,7 @@ def test_prompts_end_with_a_whole_token_and_answers_begin_a_new_one(zoo):
 
 
 def test_the_cloud_predicts_unseen_public_text_better_than_the_proxy_and_that_better_than_any_edge(zoo):
-    rows = generate_suite().public["test"][:60]
+    rows = generate_suite().public["test"][:40]
     bits = {name: bits_per_byte(model, rows) for name, model in zoo.items()}
     assert bits[CLOUD] < bits[PROXY] < min(bits[name] for name in EDGES)
 
