@@ -284,7 +284,7 @@ def _targets(
 
 
 def _stacked(lessons: Sequence[SparseRows | None], student: _Pass, *, doubt: float) -> SparseTargets:
-    """All lessons in one. A teacher counts for less where it doubts the answer: there it may well be wrong."""
+    """All lessons in one. A teacher counts for less where it doubts the answer: it may well be wrong."""
     total, labels_N = len(student.labels_N), student.labels_N.cpu().numpy()
     width = max(lesson.ids.shape[1] for lesson in lessons if lesson is not None)
     ids = np.zeros((total, width), dtype=np.int64)
