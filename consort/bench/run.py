@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -233,10 +234,10 @@ def run_co_tuning(
             _keep_text(run_dir / "config.toml", dump_config(config))
             _keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
             return Run(config, data, run_dir, journal, report).execute()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
             raise RunError(
-                f"cannot be written: {error.strerror or error}",
-                where=str(error.filename or run_dir),
+                f"cannot be written: {getattr(error, 'strerror', None) or error}",
+                where=str(getattr(error, "filename", None) or run_dir),
                 hint="finished steps are kept: free some space, then run again with --resume",
             ) from error
 
