@@ -4,7 +4,7 @@
     python experiments/real_co_tuning.py run [--seeds 0 1 2] [--arms co_plms alone ...]
     python experiments/real_co_tuning.py table                # experiments/results/co_tuning.{json,md}
 
-An arm that has a result is not run again, so an interrupted session continues. Every arm of a seed has the
+An arm that has a result is not run again, so an interrupted experiment continues. Every arm of a seed has the
 same rows, base models and SLM steps. EM and Rouge-L are of greedy answers to 200 test rows a device.
 """
 
