@@ -86,7 +86,7 @@ class TuneConfig:
     )
     max_update_norm: float = 0.0  # a larger update is refused; 0 accepts any finite one
     cloud_teachers: Literal["each", "mean"] = (
-        "each"  # the LLM learns from every device's proxy, or from their average
+        "each"  # who makes up prompts: every device's proxy, or their average
     )
     public_samples: int = (
         0  # prompts a device's proxy makes up in the cloud each round, beside the public rows

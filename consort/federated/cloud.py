@@ -123,11 +123,14 @@ class Cloud:
         proxy = self._proxy(average.adapter)
         log: list[LogRow] = []
         if tune.cloud_steps > 0:
-            # 2) what each device's proxy makes up and answers, taught by itself before averaging could blur
-            # it
+            # 2) what the proxies make up and answer: each device's own, before averaging could blur it
             pools = [pool_of(self.public)]
             if tune.public_samples > 0:
-                lessons = [lesson for each in contributions for lesson in self._lessons(each, seed)]
+                mean = Contribution(
+                    "proxy", average.adapter, sum(each.num_examples for each in contributions)
+                )
+                teachers = contributions if tune.cloud_teachers == "each" else [mean]
+                lessons = [lesson for each in teachers for lesson in self._lessons(each, seed)]
                 pools = [Pool(pools[0].examples, 1 - tune.answers_share), Pool(lessons, tune.answers_share)]
             # 3) SAML in the cloud
             learners = [

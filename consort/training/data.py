@@ -62,7 +62,7 @@ def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> 
             hint="give a JSONL file, or a directory with train/valid/test.jsonl",
         )
     samples = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 samples.append(_parse(line, f"{file}:{number}", labelled=labelled))
@@ -112,9 +112,13 @@ def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
     return Encoded(tuple(prompt[-room:]), answer, spans, truncated=len(prompt) > room)
 
 
-def _parse(line: str, where: str, *, labelled: bool) -> Sample:
+def _parse(line: bytes, where: str, *, labelled: bool) -> Sample:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 at byte {error.start + 1} of the line", where=where, hint="save as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"not valid JSON: {error.msg} at column {error.colno}", where=where, hint="one JSON object a line"

@@ -62,6 +62,14 @@ def test_a_malformed_row_is_named_by_file_and_line(row, said, tmp_path):
     assert said in str(caught.value)
 
 
+def test_a_row_in_another_encoding_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "é"}'.encode("latin-1")
+    )
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: not UTF-8"):
+        read_samples(tmp_path / "rows.jsonl")
+
+
 def test_an_unlabelled_row_needs_no_answer_and_a_labelled_one_does(tmp_path):
     path = write(tmp_path / "rows.jsonl", '{"instruction": "what now?"}')
     assert read_samples(path, labelled=False)[0].answer is None
