@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a build server checks the same examples each time; everywhere else hypothesis goes on looking
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 _DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 

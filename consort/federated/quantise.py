@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 BLOCK = 64  # numbers that share a scale
 
 
+_SMALLEST = np.uint16(0x0080)  # the smallest normal number, 1.2e-38
+
+
 def quantise(blocks: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Codes of -127..127 [N, BLOCK] and scales [N], rounded up so that no code leaves its range."""
     largest = np.abs(blocks).max(axis=1) / np.float32(127)
     scales = ((largest.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
-    steps = np.maximum(_as_float(scales), np.float32(1e-38))[:, None]
-    return np.clip(np.rint(blocks / steps), -127, 127).astype(np.int8), scales
+    scales = np.maximum(scales, _SMALLEST)  # a scale below it would lose its digits, and 0 divides nothing
+    return np.clip(np.rint(blocks / _as_float(scales)[:, None]), -127, 127).astype(np.int8), scales
 
 
 def dequantise(codes: NDArray[np.int8], scales: NDArray[np.uint16]) -> NDArray[np.float32]:
