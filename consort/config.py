@@ -102,6 +102,9 @@ class RuntimeConfig:
         "float32"  # of the arithmetic; weights that learn stay float32
     )
     threads: int = 1  # torch threads; two collapse as soon as another process computes (FACTS: 20x)
+    workers: int = (
+        1  # processes that tune and measure this machine's devices at once, each with its own models
+    )
 
 
 @dataclass(frozen=True, slots=True)

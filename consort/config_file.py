@@ -7,6 +7,7 @@ together (files that exist, devices of one name) is checked in `preflight`, not 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 import sys
@@ -89,6 +90,12 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Config
 def dump_config(config: Config) -> str:
     """The resolved configuration as TOML, every key written; reading it back gives the same configuration."""
     return tomli_w.dumps(dataclasses.asdict(config))
+
+
+def fingerprint(config: Config) -> str:
+    """Hash of everything that decides a run's numbers; how many processes compute them does not."""
+    decisive = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workers=1))
+    return hashlib.sha256(dump_config(decisive).encode()).hexdigest()[:16]
 
 
 def _read_text(file: Path) -> str:

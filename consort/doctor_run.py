@@ -32,7 +32,7 @@ def check_problems(found: Preflight) -> Iterator[Finding]:
 
 
 def check_memory(found: Preflight) -> Iterator[Finding]:
-    """Whether this machine can hold all parties of the run at once, one of them learning at a time."""
+    """Whether this machine can hold all parties of the run at once, `runtime.workers` of them learning."""
     assert found.models is not None, "the doctor looks at the models"
     devices = [forecast_device(found.models, index) for index in range(len(found.config.devices))]
     parties = [forecast_cloud(found.models), forecast_proxy(found.models), *devices]
@@ -41,7 +41,8 @@ def check_memory(found: Preflight) -> Iterator[Finding]:
         yield Finding("memory", "warn", "not forecast: the size of a model is unknown", "consort check FILE")
         return
     held = sum(party.frozen_bytes + party.learned_bytes for party in known)
-    needed = held + max(party.activation_bytes for party in known) + RUNTIME_BYTES
+    learning = max(party.activation_bytes for party in known) + RUNTIME_BYTES
+    needed = held + found.config.runtime.workers * learning
     offered, place = _memory(found.config.runtime.device)
     detail = f"about {needed / GIGA:.1f} GB needed, {offered / GIGA:.1f} GB {place}"
     if needed <= offered:
@@ -51,7 +52,7 @@ def check_memory(found: Preflight) -> Iterator[Finding]:
             "memory",
             "fail",
             detail,
-            'smaller models, trainable = "lora", fewer tune.batch_rows or max_tokens',
+            'smaller models, trainable = "lora", fewer tune.batch_rows, max_tokens or runtime.workers',
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class ConsortError(Exception):
     """A failure that is reported to a person, never as a traceback.
@@ -16,6 +18,10 @@ class ConsortError(Exception):
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(what)
         self.what, self.where, self.hint = what, where, hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel from the processes that compute a run's steps."""
+        return partial(type(self), where=self.where, hint=self.hint), (self.what,)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""

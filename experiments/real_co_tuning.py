@@ -214,7 +214,7 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
             config,
             site.rows,
             proxy_dir=proxy_dir,
-            journal=Journal.open(work / "devices" / site.device.name, fingerprint=repr(config), resume=True),
+            folder=work / "devices" / site.device.name,
             seed=site.seed,
             bridge=bridge,
         )

@@ -6,31 +6,31 @@ Every step is in the journal, so `--resume` repeats none of them. Training itsel
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from consort.bench.assemble import Answers, RunData, run_result
+from consort.bench.assemble import PUBLIC, Answers, RunData, run_result
 from consort.bench.card import environment, model_card
 from consort.bench.report import write_report
 from consort.bench.results import RunResult
-from consort.config import Config, DeviceConfig
-from consort.config_file import dump_config
+from consort.config import Config, DeviceConfig, ModelConfig
+from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
 from consort.federated.baselines import Site, alone
-from consort.federated.cloud import Cloud, CloudState
+from consort.federated.cloud import Cloud
 from consort.federated.co_plms import Outcome, co_tune
-from consort.federated.journal import Entry, Journal
+from consort.federated.journal import Compute, Entry, Journal
 from consort.federated.party import Device, PrivateRows
+from consort.federated.workers import side_by_side
 from consort.models.local import LocalModel, load_model, save_model
 from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
 from consort.training.answers import answer
@@ -41,42 +41,42 @@ from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
 
+CLOUD = "cloud"  # the LLM's name among the parties
+
 
 class Run:
     """One run directory and the steps that fill it."""
 
     def __init__(
-        self, config: Config, data: RunData, run_dir: Path, journal: Journal, report: Callable[[str], None]
+        self,
+        config: Config,
+        data: RunData,
+        run_dir: Path,
+        journal: Journal,
+        compute: Compute,
+        report: Callable[[str], None],
     ) -> None:
-        self.config, self.data, self.run_dir, self.journal, self.report = (
-            config,
-            data,
-            run_dir,
-            journal,
-            report,
-        )
+        self.config, self.data, self.run_dir = config, data, run_dir
+        self.journal, self.compute, self.report = journal, compute, report
         self.started = time.monotonic()
 
     def execute(self) -> RunResult:
         """All steps in order; the result is also on disk when this returns."""
         proxy_dir = self._proxy_dir()
         self.report("measuring every model before tuning")
-        before = {device.name: self._slm_answers(device, None, "before") for device in self.config.devices}
-        cloud_before = self._cloud_answers(None, "before")
-        apart = {}
-        for number, device in enumerate(self.config.devices):
-            self.report(f"{device.name} tunes alone")
-            apart[device.name] = self._slm_answers(device, self._alone(device, number), "alone")
+        before, cloud_before = self._answers("before", {}, {})
+        self.report("every device tunes alone")
+        apart, _ = self._answers("alone", self._alone(), None)
         outcome, weights = self._co_tune(proxy_dir)
         self.report("measuring every model after co-tuning")
-        after = {
-            device.name: self._slm_answers(device, weights[device.name], "after")
-            for device in self.config.devices
-        }
-        answers = Answers(before, apart, after, cloud_before, self._cloud_answers(outcome.cloud, "after"))
-        seconds = time.monotonic() - self.started
+        after, cloud_after = self._answers("after", weights, outcome.cloud.llm)
         result = run_result(
-            self.config, self.data, answers, outcome.traffic, seconds=seconds, run_dir=self.run_dir
+            self.config,
+            self.data,
+            Answers(before, apart, after, cloud_before, cloud_after),
+            outcome.traffic,
+            seconds=time.monotonic() - self.started,
+            run_dir=self.run_dir,
         )
         self._keep(outcome, weights, proxy_dir, result)
         return result
@@ -105,90 +105,67 @@ class Run:
         self.journal.once("proxy", work)
         return folder
 
-    def _alone(self, device: DeviceConfig, number: int) -> Weights:
-        site = Site(device, self._private(device), seed=self._seed(number))
+    def _alone(self) -> dict[str, Weights]:
+        """Every SLM tuned on its own rows, by device."""
+        names = {
+            f"tuned-alone/{device.name}": (
+                device.name,
+                Site(device, self._private(device), self._seed(number)),
+            )
+            for number, device in enumerate(self.config.devices)
+        }
 
-        def work() -> Entry:
-            weights, log = alone(self.config, site)
-            rows = tuple({"phase": "alone", "round": 0, "party": device.name, **row} for row in log)
-            return Entry(save_tensors(dict(weights)), {}, rows)
+        def on_new(key: str, entry: Entry) -> None:
+            self.report(f"{names[key][0]} has tuned alone")
 
-        weights: Weights = load_tensors(self.journal.once(f"tuned-alone/{device.name}", work).payload)
-        return weights
+        steps = {key: partial(_tuned_alone, self.config, site) for key, (_, site) in names.items()}
+        entries = self.journal.once_each(steps, self.compute, on_new=on_new)
+        return {name: load_tensors(entries[key].payload) for key, (name, _) in names.items()}
 
     def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:
         config = self.config
-        with ExitStack() as journals:
-            devices = [
-                Device(
-                    device,
-                    config,
-                    self._private(device),
-                    proxy_dir=proxy_dir,
-                    journal=journals.enter_context(self._device_journal(device)),
-                    seed=self._seed(number),
-                )
-                for number, device in enumerate(config.devices)
-            ]
-            cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
-            outcome = co_tune(
-                cloud, devices, config.tune, journal=self.journal, seed=config.seed, report=self.report
+        devices = [
+            Device(
+                device,
+                config,
+                self._private(device),
+                proxy_dir=proxy_dir,
+                folder=self.run_dir / "devices" / device.name,
+                seed=self._seed(number),
             )
-            states = {device.name: device.state() for device in devices}
+            for number, device in enumerate(config.devices)
+        ]
+        outcome = co_tune(
+            Cloud(config, self.data.public_train, proxy_dir=proxy_dir),
+            devices,
+            config.tune,
+            journal=self.journal,
+            seed=config.seed,
+            compute=self.compute,
+            report=self.report,
+        )
+        states = {device.name: device.state() for device in devices}
         return outcome, {name: state.slm if state else {} for name, state in states.items()}
 
-    def _device_journal(self, device: DeviceConfig) -> Journal:
-        folder = self.run_dir / "devices" / device.name
-        return Journal.open(folder, fingerprint=fingerprint(self.config), resume=True)
-
-    def _slm_answers(self, device: DeviceConfig, weights: Weights | None, when: str) -> list[str]:
-        rows = self.data.devices[device.name].test
-        return self._answers(f"{when}/{device.name}", lambda: self._slm(device, weights), rows)
-
-    def _cloud_answers(self, state: CloudState | None, when: str) -> dict[str, list[str]]:
-        """On every device's test rows, and on public rows that nobody trained on."""
-        sets = {name: rows.test for name, rows in self.data.devices.items()} | {
-            "public": self.data.public_test
-        }
-        llm: list[LocalModel] = []  # loaded once, if any of the answers is missing
-
-        def loaded() -> LocalModel:
-            if not llm:
-                llm.append(self._llm(state))
-            return llm[0]
-
-        return {
-            name: self._answers(f"{when}/cloud/{name}", loaded, rows) for name, rows in sets.items() if rows
-        }
-
-    def _answers(self, key: str, model: Callable[[], LocalModel], rows: Sequence[Sample]) -> list[str]:
-        def work() -> Entry:
-            return Entry(
-                json.dumps(answer(model(), rows, max_new_tokens=self.config.eval.max_new_tokens)).encode()
+    def _answers(
+        self, when: str, slms: Mapping[str, Weights], llm: Weights | None
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Every device's SLM on its own test rows, by device; and the LLM, unless None, on every device's and
+        the public ones, by set."""
+        config, rows = self.config, self.data.devices
+        asked = {name: each.test for name, each in rows.items()} | {PUBLIC: self.data.public_test}
+        steps = {}
+        if llm is not None:
+            sets = {name: samples for name, samples in asked.items() if samples}
+            steps[f"{when}/{CLOUD}"] = partial(_answered, config, CLOUD, config.cloud, llm, sets)
+        for device in config.devices:
+            name, weights = device.name, slms.get(device.name, {})
+            steps[f"{when}/{name}"] = partial(
+                _answered, config, name, device.slm, weights, {name: asked[name]}
             )
-
-        texts: list[str] = json.loads(self.journal.once(key, work).payload)
-        return texts
-
-    def _slm(self, device: DeviceConfig, weights: Weights | None) -> LocalModel:
-        slm = load_model(
-            device.slm.model,
-            runtime=self.config.runtime,
-            chat_template=device.slm.chat_template,
-            name=device.name,
-        )
-        if weights:
-            write_parameters(trainable_part(slm, device.slm, seed=0), weights, where=device.name)
-        return slm
-
-    def _llm(self, state: CloudState | None) -> LocalModel:
-        cloud = self.config.cloud
-        llm = load_model(
-            cloud.model, runtime=self.config.runtime, chat_template=cloud.chat_template, name="cloud"
-        )
-        if state is not None and state.llm:
-            write_parameters(trainable_part(llm, cloud, seed=0), state.llm, where="cloud")
-        return llm
+        entries = self.journal.once_each(steps, self.compute)
+        texts = {key: json.loads(entry.payload) for key, entry in entries.items()}
+        return {name: texts[f"{when}/{name}"][name] for name in rows}, texts.get(f"{when}/{CLOUD}", {})
 
     def _private(self, device: DeviceConfig) -> PrivateRows:
         rows = self.data.devices[device.name]
@@ -213,9 +190,10 @@ class Run:
         )
         use_adapters(proxy, [SHARED])
         save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir))
-        models = [(self._llm(outcome.cloud), self.config.cloud)]
-        models += [(self._slm(device, weights[device.name]), device.slm) for device in self.config.devices]
-        for model, config in models:
+        tuned = [(CLOUD, self.config.cloud, outcome.cloud.llm)]
+        tuned += [(device.name, device.slm, weights[device.name]) for device in self.config.devices]
+        for name, config, learned in tuned:
+            model = _load(self.config, name, config, learned)
             if config.trainable == "lora" and OWN in getattr(model.module, "peft_config", {}):
                 save_adapter(model, OWN, folder / model.name, base=config.model)
             else:
@@ -229,11 +207,14 @@ def run_co_tuning(
     config: Config, data: RunData, run_dir: Path, *, resume: bool, report: Callable[[str], None]
 ) -> RunResult:
     """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
-    with Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal:
+    with (
+        Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal,
+        side_by_side(config.runtime.workers) as compute,
+    ):
         try:
             _keep_text(run_dir / "config.toml", dump_config(config))
             _keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            return Run(config, data, run_dir, journal, report).execute()
+            return Run(config, data, run_dir, journal, compute, report).execute()
         except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
             raise RunError(
                 f"cannot be written: {getattr(error, 'strerror', None) or error}",
@@ -242,9 +223,29 @@ def run_co_tuning(
             ) from error
 
 
-def fingerprint(config: Config) -> str:
-    """Hash of everything that decides a run's numbers."""
-    return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
+def _tuned_alone(config: Config, site: Site) -> Entry:
+    weights, log = alone(config, site)
+    rows = tuple({"phase": "alone", "round": 0, "party": site.device.name, **row} for row in log)
+    return Entry(save_tensors(dict(weights)), {}, rows)
+
+
+def _answered(
+    config: Config, name: str, settings: ModelConfig, weights: Weights, sets: Mapping[str, Sequence[Sample]]
+) -> Entry:
+    model = _load(config, name, settings, weights)
+    tokens = config.eval.max_new_tokens
+    texts = {asked: answer(model, rows, max_new_tokens=tokens) for asked, rows in sets.items()}
+    return Entry(json.dumps(texts).encode())
+
+
+def _load(config: Config, name: str, settings: ModelConfig, weights: Weights) -> LocalModel:
+    """A party's model as configured, with what it has learned."""
+    model = load_model(
+        settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=name
+    )
+    if weights:
+        write_parameters(trainable_part(model, settings, seed=0), weights, where=name)
+    return model
 
 
 def _keep_text(file: Path, text: str) -> None:

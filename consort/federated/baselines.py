@@ -78,16 +78,14 @@ def one_directional(config: Config, site: Site, *, proxy_dir: Path) -> Weights:
 def centralised(config: Config, sites: Sequence[Site], public: Sequence[Sample]) -> Tuned:
     """Every private row in the cloud: the LLM tunes on all of them, then answers and teaches every device's
     inputs."""
-    llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
-    learned = trainable_part(llm, config.cloud, seed=config.seed)
-    learner = Learner(llm, learned, config.cloud.learning_rate, config.cloud.max_tokens)
+    learner = _llm(config)
     private = [sample for site in sites for sample in site.rows.train]
     steps = config.tune.rounds * (config.tune.cloud_steps + config.tune.domain_steps)
     co_train(
         [learner], [pool_of(private, 0.5), pool_of(public, 0.5)], config.tune, steps=steps, seed=config.seed
     )
-    slms = {site.device.name: _taught_by(llm, config, site) for site in sites}
-    return Tuned(slms, llm=read_parameters(learned))
+    slms = {site.device.name: _taught_by(learner.model, config, site) for site in sites}
+    return Tuned(slms, llm=read_parameters(learner.parameters))
 
 
 def fed_lora(
@@ -96,15 +94,21 @@ def fed_lora(
     """FedAvg of one LoRA (exact products) on the proxy's architecture; with public rows, FedCoLLM's cloud
     step follows each round."""
     shared = read_adapter(_proxy(config, proxy_dir, None), SHARED)
-    size = len(encode_adapter(shared, bits=32, residual=None)[0])  # as published: float32 factors
+    names = [site.device.name for site in sites]
+    uplink, downlink = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     llm_weights: Weights | None = None
     for round_number in range(config.tune.rounds):
-        adapters = [_lora_round(config, site, shared, round_number, proxy_dir) for site in sites]
+        adapters = []
+        for site, name in zip(sites, names, strict=True):
+            adapters.append(_lora_round(config, site, shared, round_number, proxy_dir))
+            downlink[name] += _adapter_bytes(shared)
+            uplink[name] += _adapter_bytes(adapters[-1])
         shared = average_adapters(adapters, [len(site.rows.train) for site in sites], previous=shared).adapter
         if public:
             shared, llm_weights = _collm_cloud(config, shared, llm_weights, public, round_number, proxy_dir)
-    bytes_each = {site.device.name: size * config.tune.rounds for site in sites}
-    return Tuned({}, {site.device.name: shared for site in sites}, llm_weights, bytes_each, bytes_each)
+    for name in names:
+        downlink[name] += _adapter_bytes(shared)  # the last average is what the devices keep
+    return Tuned({}, dict.fromkeys(names, shared), llm_weights, uplink, downlink)
 
 
 def fed_mkt(
@@ -119,9 +123,7 @@ def fed_mkt(
     it is the worse."""
     tune = config.tune
     rows = list(public[:public_rows])
-    llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
-    learned = trainable_part(llm, config.cloud, seed=config.seed)
-    cloud = Learner(llm, learned, config.cloud.learning_rate, config.cloud.max_tokens)
+    cloud = _llm(config)
     slms = {site.device.name: _slm(config, site) for site in sites}
     uplink, downlink = dict.fromkeys(slms, 0), dict.fromkeys(slms, 0)
     for round_number in range(tune.rounds):
@@ -163,7 +165,7 @@ def fed_mkt(
                 bridge=bridge,
             )
     weights = {name: read_parameters(learner.parameters) for name, learner in slms.items()}
-    return Tuned(weights, llm=read_parameters(learned), uplink_bytes=uplink, downlink_bytes=downlink)
+    return Tuned(weights, llm=read_parameters(cloud.parameters), uplink_bytes=uplink, downlink_bytes=downlink)
 
 
 def _slm_steps(config: Config) -> int:
@@ -178,6 +180,17 @@ def _slm(config: Config, site: Site) -> Learner:
     learned = trainable_part(slm, settings, seed=site.seed)
     return Learner(
         slm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.slm_kd_weight
+    )
+
+
+def _llm(config: Config) -> Learner:
+    settings = config.cloud
+    llm = load_model(
+        settings.model, runtime=config.runtime, chat_template=settings.chat_template, name="cloud"
+    )
+    learned = trainable_part(llm, settings, seed=config.seed)
+    return Learner(
+        llm, learned, settings.learning_rate, settings.max_tokens, kd_weight=config.tune.cloud_kd_weight
     )
 
 
@@ -218,18 +231,17 @@ def _collm_cloud(
     round_number: int,
     proxy_dir: Path,
 ) -> tuple[Adapter, Weights]:
-    llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
-    learned = trainable_part(llm, config.cloud, seed=config.seed)
+    llm = _llm(config)
     if weights is not None:
-        write_parameters(learned, weights, where="cloud")
+        write_parameters(llm.parameters, weights, where="cloud")
     proxy = _proxy(config, proxy_dir, shared)
     learners = [
-        Learner(llm, learned, config.cloud.learning_rate, config.cloud.max_tokens),
+        llm,
         Learner(proxy, lora_parameters(proxy, SHARED), config.proxy.learning_rate, config.cloud.max_tokens),
     ]
     seed = config.seed + 1000 * round_number + 500
     co_train(learners, [pool_of(public)], config.tune, steps=config.tune.cloud_steps, seed=seed)
-    return read_adapter(proxy, SHARED), read_parameters(learned)
+    return read_adapter(proxy, SHARED), read_parameters(llm.parameters)
 
 
 def _loss(example: Example) -> float:
@@ -242,6 +254,11 @@ def _loss(example: Example) -> float:
     return float(
         -np.log(np.maximum(probability, 1e-4)).sum() / max(1, len((example.sample.answer or "").encode()))
     )
+
+
+def _adapter_bytes(adapter: Adapter) -> int:
+    """Of one packet; float32 factors, as published."""
+    return len(encode_adapter(adapter, bits=32)[0])
 
 
 def _knowledge_bytes(taught: Sequence[Example]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from consort.config import TuneConfig
 from consort.errors import ConsortError, RunError
 from consort.federated.aggregate import apply_change, check_update
 from consort.federated.cloud import Cloud, CloudState, Contribution
-from consort.federated.journal import Entry, Journal
+from consort.federated.journal import Compute, Entry, Journal, one_by_one
 from consort.federated.packets import decode_adapter
 from consort.federated.party import Party, Update
 from consort.types import Adapter
@@ -52,10 +53,13 @@ def co_tune(
     *,
     journal: Journal,
     seed: int,
+    compute: Compute = one_by_one,
     report: Report = lambda line: None,
 ) -> Outcome:
-    """Run all rounds. A party that fails, or whose update cannot be accepted, is left out of that round and
-    reported."""
+    """Run all rounds; `compute` says which parties of a round tune at the same time.
+
+    A party that fails, or whose update cannot be accepted, is left out of that round and reported.
+    """
     state = CloudState.unpacked(
         journal.once("start", lambda: Entry(CloudState({}, cloud.first_broadcast()).packed())).payload
     )
@@ -63,8 +67,9 @@ def co_tune(
     for round_number in range(options.rounds):
         shared = cloud.decode(state.broadcast)
         contributions: list[Contribution] = []
-        for party in _drawn(parties, options.participation, seed, round_number):
-            update, failure = _asked(party, shared, round_number, journal, report)
+        drawn = _drawn(parties, options.participation, seed, round_number)
+        updates = _asked(drawn, shared, round_number, journal, compute, report)
+        for party, (update, failure) in zip(drawn, updates, strict=True):
             contribution, failure = _accepted(update, shared, options, failure)
             contributions += [contribution] if contribution else []
             if failure:
@@ -97,29 +102,52 @@ def _drawn(parties: Sequence[Party], participation: float, seed: int, round_numb
 
 
 def _asked(
-    party: Party, shared: Adapter, round_number: int, journal: Journal, report: Report
-) -> tuple[Update | None, str]:
-    """The party's update, or why there is none. Both are recorded: a resumed run must repeat the round that
+    parties: Sequence[Party],
+    shared: Adapter,
+    round_number: int,
+    journal: Journal,
+    compute: Compute,
+    report: Report,
+) -> list[tuple[Update | None, str]]:
+    """Each party's update, or why there is none. Both are recorded: a resumed run must repeat the round that
     was."""
+    keys = {f"round-{round_number}/{party.name}": party for party in parties}
+    missing = [party.name for key, party in keys.items() if not journal.done(key)]
+    if missing:
+        report(f"round {round_number + 1}: {', '.join(missing)} {'tunes' if len(missing) == 1 else 'tune'}")
 
-    def work() -> Entry:
-        report(f"round {round_number + 1}: {party.name} tunes")
-        try:
-            update = party.local_round(shared, round_number)
-        except RunError:  # the run directory itself: nothing more can be recorded
-            raise
-        except (
-            ConsortError,
-            RuntimeError,
-            OSError,
-        ) as error:  # RuntimeError: torch's, for example out of memory
-            return Entry(b"", {"failure": f"{type(error).__name__}: {error}"})
-        return Entry(update.packet, {"num_examples": update.num_examples}, update.log)
+    def on_new(key: str, entry: Entry) -> None:
+        if not entry.meta.get("failure"):
+            size = f"{len(entry.payload) / 1000:.0f} kB sent"
+            report(f"round {round_number + 1}: {keys[key].name} is done, {size}{_progress(entry, keys[key])}")
 
-    entry = journal.once(f"round-{round_number}/{party.name}", work)
-    if failure := entry.meta.get("failure"):
-        return None, str(failure)
-    return Update(party.name, round_number, entry.payload, int(entry.meta["num_examples"])), ""
+    works = {key: partial(_local_round, party, shared, round_number) for key, party in keys.items()}
+    entries = journal.once_each(works, compute, on_new=on_new)
+    updates: list[tuple[Update | None, str]] = []
+    for key, party in keys.items():
+        entry = entries[key]
+        if failure := entry.meta.get("failure"):
+            updates.append((None, str(failure)))
+        else:
+            examples = int(entry.meta["num_examples"])
+            updates.append((Update(party.name, round_number, entry.payload, examples), ""))
+    return updates
+
+
+def _local_round(party: Party, shared: Adapter, round_number: int) -> Entry:
+    try:
+        update = party.local_round(shared, round_number)
+    except RunError:  # the run directory itself: nothing more can be recorded
+        raise
+    except (ConsortError, RuntimeError, OSError) as error:  # RuntimeError: torch's, as out of memory
+        return Entry(b"", {"failure": f"{type(error).__name__}: {error}"})
+    return Entry(update.packet, {"num_examples": update.num_examples}, update.log)
+
+
+def _progress(entry: Entry, party: Party) -> str:
+    """How far the party's own model came in this round, where its log says so."""
+    losses = [row[f"{party.name}/ce"] for row in entry.rows if f"{party.name}/ce" in row]
+    return f", loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else ""
 
 
 def _accepted(

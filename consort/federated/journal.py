@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from consort.errors import RunError
 
@@ -35,6 +35,16 @@ class Entry:
     payload: bytes = b""
     meta: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
+
+
+Step: TypeAlias = Callable[[], Entry]
+Compute: TypeAlias = Callable[[Mapping[str, Step]], Iterator[tuple[str, Entry]]]  # results as they are ready
+
+
+def one_by_one(steps: Mapping[str, Step]) -> Iterator[tuple[str, Entry]]:
+    """Every step here, in the order given."""
+    for key, step in steps.items():
+        yield key, step()
 
 
 class Journal:
@@ -106,23 +116,47 @@ class Journal:
         """Whether the step was recorded as finished."""
         return key in self._records
 
-    def once(self, key: str, work: Callable[[], Entry]) -> Entry:
+    def once(self, key: str, work: Step) -> Entry:
         """The recorded result of step `key`; otherwise of `work()`, recorded before it is returned.
 
         A recorded result that is damaged is computed again, with a warning; where that gives other bytes, the
         steps recorded after it are forgotten, because they may have been computed from it. Raises RunError if
         the result cannot be stored: earlier steps stay as they are.
         """
-        record = self._records.get(key)
-        if record is not None:
-            payload = self._payload(record)
-            if payload is not None:
-                return Entry(payload, record.meta, tuple(record.rows))
-            warnings.warn(f"step {key!r}: its stored result is damaged, computing it again", stacklevel=2)
-        entry = work()
-        with _as_run_error(self._run_dir):
-            record = self._record(key, entry, damaged=record)
-        return Entry(entry.payload, record.meta, tuple(record.rows))  # through JSON, as after a resume
+        return self.once_each({key: work}, one_by_one)[key]
+
+    def once_each(
+        self,
+        steps: Mapping[str, Step],
+        compute: Compute,
+        *,
+        on_new: Callable[[str, Entry], None] = lambda key, entry: None,
+    ) -> dict[str, Entry]:
+        """`once` for several steps, none of which needs another's result; `compute` does the missing ones in
+        any order.
+
+        Each is recorded as soon as it is there, and `on_new` is told of it.
+        """
+        found: dict[str, Entry] = {}
+        missing: dict[str, Step] = {}
+        for key, step in steps.items():
+            record = self._records.get(key)
+            payload = self._payload(record) if record is not None else None
+            if record is not None and payload is not None:
+                found[key] = Entry(payload, record.meta, tuple(record.rows))
+            else:
+                missing[key] = step
+                if record is not None:
+                    text = f"step {key!r}: its stored result is damaged, computing it again"
+                    warnings.warn(text, stacklevel=3)
+        for key, entry in compute(missing):
+            with _as_run_error(self._run_dir):
+                record = self._record(key, entry, damaged=self._records.get(key))
+            found[key] = Entry(
+                entry.payload, record.meta, tuple(record.rows)
+            )  # through JSON, as after a resume
+            on_new(key, found[key])
+        return found
 
     def close(self) -> None:
         """Let another process use the run directory."""

@@ -18,6 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from consort.config import Config, DeviceConfig
+from consort.config_file import fingerprint
 from consort.errors import ConsortError
 from consort.federated.aggregate import change
 from consort.federated.journal import Entry, Journal
@@ -57,7 +58,10 @@ class Update:
 class Party(Protocol):
     """One owner of private data."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the party is called in a run."""
+        ...
 
     def local_round(self, shared: Adapter, round_number: int) -> Update:
         """Tune on private data, starting from the broadcast adapter."""
@@ -101,27 +105,31 @@ class PrivateState:
         return cls(**parts)
 
 
+@dataclass(frozen=True, slots=True)
 class Device:
-    """A party on this machine: DST, answers to its unlabelled inputs, SAML, upload (arXiv 2511.11678)."""
+    """A party on this machine: DST, answers to its unlabelled inputs, SAML, upload (arXiv 2511.11678).
 
-    def __init__(
-        self,
-        device: DeviceConfig,
-        config: Config,
-        rows: PrivateRows,
-        *,
-        proxy_dir: Path,
-        journal: Journal,
-        seed: int,
-        bridge: BridgeBuilder | None = None,
-    ) -> None:
-        self.name = device.name
-        self.device, self.config, self.rows = device, config, rows
-        self._proxy_dir, self._journal, self._seed, self._bridge = proxy_dir, journal, seed, bridge
+    Its state is in its `folder` and in the journal there; the object itself can be sent to another process.
+    """
+
+    device: DeviceConfig
+    config: Config
+    rows: PrivateRows
+    proxy_dir: Path
+    folder: Path
+    seed: int
+    bridge: BridgeBuilder | None = None
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.device.name
 
     def local_round(self, shared: Adapter, round_number: int) -> Update:
         """The round's update; asked for again, the same bytes."""
-        entry = self._journal.once(f"round-{round_number}", lambda: self._round(shared, round_number))
+        with self._journal() as journal:
+            before = self._state(journal)
+            entry = journal.once(_key(round_number), lambda: self._round(shared, before, round_number))
         packet = load_tensors(entry.payload)["packet"].tobytes()
         return Update(
             self.name, round_number, packet, len(self.rows.train), tuple(dict(row) for row in entry.rows)
@@ -129,19 +137,20 @@ class Device:
 
     def state(self) -> PrivateState | None:
         """The state after the last finished round; None before the first."""
+        with self._journal() as journal:
+            return self._state(journal)
+
+    def _journal(self) -> Journal:
+        return Journal.open(self.folder, fingerprint=fingerprint(self.config), resume=True)
+
+    def _state(self, journal: Journal) -> PrivateState | None:
         for round_number in reversed(range(self.config.tune.rounds)):
-            if self._journal.done(f"round-{round_number}"):
-                return PrivateState.unpacked(
-                    self._journal.once(f"round-{round_number}", _unreachable).payload
-                )
+            if journal.done(_key(round_number)):
+                return PrivateState.unpacked(journal.once(_key(round_number), _unreachable).payload)
         return None
 
-    def close(self) -> None:
-        """Let another process use the device's folder."""
-        self._journal.close()
-
-    def _round(self, shared: Adapter, round_number: int) -> Entry:
-        before, tune = self.state(), self.config.tune
+    def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
+        tune = self.config.tune
         proxy, slm = self._load(shared, before)
         log = self._specialise(proxy, round_number)
         log += self._learn_mutually(proxy, slm, self._lessons(proxy, round_number), round_number)
@@ -163,11 +172,11 @@ class Device:
         """The proxy under the broadcast and the device's own adapter, and the SLM, as the last round left
         them."""
         runtime, settings = self.config.runtime, self.device.slm
-        proxy = load_proxy(self._proxy_dir, self.config.proxy, runtime, shared=shared, seed=self.config.seed)
+        proxy = load_proxy(self.proxy_dir, self.config.proxy, runtime, shared=shared, seed=self.config.seed)
         slm = load_model(
             settings.model, runtime=runtime, chat_template=settings.chat_template, name=self.name
         )
-        learned = trainable_part(slm, settings, seed=self._seed)
+        learned = trainable_part(slm, settings, seed=self.seed)
         if before is not None:
             write_parameters(learned, before.slm, where=self.name)
             write_parameters(lora_parameters(proxy, DOMAIN), before.domain, where=self.name)
@@ -242,13 +251,17 @@ class Device:
             pools,
             self.config.tune,
             steps=len(steps),
-            seed=1000 * self._seed + 10 * round_number + seed,
+            seed=1000 * self.seed + 10 * round_number + seed,
             done=steps.start,
             total=total,
-            bridge=self._bridge,
+            bridge=self.bridge,
         )
         where: LogRow = {"phase": phase, "round": round_number, "party": self.name}
         return [where | row | {"step": steps.start + int(row["step"])} for row in log]
+
+
+def _key(round_number: int) -> str:
+    return f"round-{round_number}"
 
 
 def _unreachable() -> Entry:

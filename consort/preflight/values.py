@@ -85,7 +85,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "max_update_norm": NOT_NEGATIVE,
         "public_samples": COUNT_OR_NONE,
     },
-    RuntimeConfig: {"threads": COUNT},
+    RuntimeConfig: {"threads": COUNT, "workers": COUNT},
     EvalConfig: {"rows": COUNT_OR_NONE, "max_new_tokens": COUNT, "public_rows": COUNT_OR_NONE},
 }
 

@@ -72,7 +72,7 @@ def cloud_and_devices(config, folder):
             config,
             PrivateRows(rows(device.name), [Sample(row.prompt, None) for row in rows("more", 4)]),
             proxy_dir=config.proxy.model,
-            journal=Journal.open(folder / device.name, fingerprint="one", resume=True),
+            folder=folder / device.name,
             seed=number,
         )
         for number, device in enumerate(config.devices)
@@ -89,8 +89,6 @@ def run(config, folder, parties=None):
     told = []
     with Journal.open(folder, fingerprint="one", resume=True) as journal:
         outcome = co_tune(cloud, parties or devices, config.tune, journal=journal, seed=0, report=told.append)
-    for device in devices:
-        device.close()
     return outcome, cloud.decode(outcome.cloud.broadcast), told
 
 
@@ -129,8 +127,6 @@ def test_a_run_continued_after_a_stop_ends_in_the_same_bytes(config, tmp_path):
     _, (bank, shop) = cloud_and_devices(config, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "stopped", [bank, Unplugged(shop)])
-    for device in (bank, shop):
-        device.close()
     continued, _, _ = run(config, tmp_path / "stopped")
     assert continued.cloud.packed() == whole.cloud.packed()
     assert continued.traffic == whole.traffic
