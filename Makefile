@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids the CUDA libraries.
-.PHONY: install demo test test-all check
+.PHONY: install demo test test-all check docs
 
 install: $(STAMP)
 
@@ -34,3 +34,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
+
+docs: install
+	$(BIN)/python docs/build_reference.py

@@ -19,7 +19,7 @@ class ModelConfig:
 
     model: str = ""  # Hub id or local directory; empty is an error for cloud and devices
     trainable: Trainable = "lora"  # small models (< 100M) tune better in full: docs/LOG.md
-    lora_rank: int = 8
+    lora_rank: int = 8  # of trainable = "lora"
     lora_alpha: float = 16.0  # update = alpha / rank * B A
     lora_targets: str = "all-linear"  # or module names, separated by commas
     learning_rate: float = 2e-4  # peak; linear warm-up over 5 % of the steps, cosine down to 10 %
@@ -35,7 +35,7 @@ class ProxyConfig:
     layers: int = 0  # layers kept when pruned from the cloud model; 0 keeps half
     width: float = 1.0  # share of the feed-forward width kept when pruned
     distil_steps: int = 300  # steps of CE + KL to the cloud on the public set; 0 takes the proxy as it is
-    distil_learning_rate: float = 1e-3
+    distil_learning_rate: float = 1e-3  # peak, as every learning rate here
     learning_rate: float = 1e-3  # of both adapters
     shared_rank: int = 8  # the LoRA that travels
     domain_rank: int = 8  # the LoRA that never leaves its device
@@ -57,13 +57,13 @@ class TuneConfig:
     """The co-tuning round (Co-PLMs, arXiv 2511.11678): docs/paper_index.md says what is known and what is our
     choice."""
 
-    rounds: int = 2
+    rounds: int = 2  # broadcast, local tuning, average, cloud: so often
     domain_steps: int = 60  # DST a round: the domain adapter learns the private rows
     mutual_steps: int = 150  # SAML a round on the device: proxy and SLM teach each other
     cloud_steps: int = 60  # SAML a round in the cloud: the aggregated proxy and the LLM
     batch_rows: int = 16  # rows a step
     divergence: Divergence = "forward_kl"
-    temperature: float = 1.0
+    temperature: float = 1.0  # of teacher and student inside the divergence
     slm_kd_weight: float = (
         1.0  # of the divergence from the proxy, beside the SLM's cross-entropy; 0: the proxy does not teach
     )
@@ -76,6 +76,9 @@ class TuneConfig:
         0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
     )
     doubt: float = 1.0  # a teacher's row counts as the probability it gives the actual token, to this power
+    labelled_teacher: Literal["broadcast", "specialised"] = (
+        "broadcast"  # what speaks about labelled rows: the proxy as it came, or after DST on these very rows
+    )
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token
     proxy_answers: int = 1500  # unlabelled inputs the proxy answers a device; 0: labelled rows only
@@ -101,7 +104,7 @@ class RuntimeConfig:
     precision: Literal["float32", "bfloat16"] = (
         "float32"  # of the arithmetic; weights that learn stay float32
     )
-    threads: int = 1  # torch threads; two collapse as soon as another process computes (FACTS: 20x)
+    threads: int = 1  # torch threads; two collapse as soon as another process computes (docs/footguns.md)
     workers: int = (
         1  # processes that tune and measure this machine's devices at once, each with its own models
     )
@@ -112,7 +115,7 @@ class EvalConfig:
     """How answers are measured."""
 
     rows: int = 200  # test rows a device; 0 takes all
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # longest answer, measured or given as further data
     public_rows: int = 200  # held-out public rows for "did the cloud forget?"
 
 
@@ -120,8 +123,8 @@ class EvalConfig:
 class Config:
     """A whole run."""
 
-    name: str = "consort"
-    seed: int = 0
+    name: str = "consort"  # of the run directory
+    seed: int = 0  # decides everything random
     public: str = (
         ""  # the data every party may see: a directory with train/valid/test.jsonl, or one JSONL file
     )

@@ -40,7 +40,7 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("cloud", "byte_bpe", 4096, "llama", 192, 6, 1200, 0.8),
+    Recipe("cloud", "byte_bpe", 4096, "llama", 192, 6, 2400, 0.8),
     Recipe("bank", "byte_bpe", 1024, "llama", 128, 3, 300, 0.0),
     Recipe("restaurant", "sentencepiece_bpe", 2048, "gpt_neox", 128, 3, 300, 0.0),
     Recipe("clinic", "unigram", 1536, "qwen2", 128, 3, 300, 0.0),

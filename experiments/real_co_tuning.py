@@ -40,7 +40,14 @@ from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.party import Device, PrivateRows
 from consort.models.local import LocalModel, load_model, save_model
-from consort.training.adapters import SHARED, trainable_part, use_adapters, write_parameters
+from consort.training.adapters import (
+    DOMAIN,
+    SHARED,
+    lora_parameters,
+    trainable_part,
+    use_adapters,
+    write_parameters,
+)
 from consort.training.answers import answer, made_up
 from consort.training.data import Sample
 from consort.training.mutual import Bridge
@@ -48,13 +55,14 @@ from consort.training.proxy import distil_proxy, load_proxy
 
 MODELS, WORK = Path("runs/real_models"), Path("runs/real_co_tuning")
 RESULTS = Path(__file__).parent / "results"
+SCORES = RESULTS / "co_tuning"  # one file an arm and seed
 
 TUNE = TuneConfig(
     rounds=2,
     domain_steps=40,
-    mutual_steps=150,
+    mutual_steps=100,
     cloud_steps=40,
-    proxy_answers=real_data.UNLABELLED_ROWS,
+    proxy_answers=1000,
     public_samples=192,
 )
 CHANGES: dict[str, Callable[[Config], Config]] = {
@@ -98,11 +106,12 @@ def main() -> None:
         prepare_proxy()
         for seed in args.seeds:
             for arm in args.arms:
-                run_arm(arm, seed)
+                if arm != "zero_shot" or seed == 0:  # nothing is drawn for it
+                    run_arm(arm, seed)
     else:
         import co_tuning_table
 
-        co_tuning_table.write(WORK, RESULTS)
+        co_tuning_table.write(SCORES, RESULTS)
 
 
 def base_config(seed: int) -> Config:
@@ -154,7 +163,7 @@ def public_rows() -> list[Sample]:
 
 def run_arm(arm: str, seed: int) -> None:
     """One arm with one seed; its scores go to a file of their own."""
-    file = WORK / "results" / f"{arm}-{seed}.json"
+    file = SCORES / f"{arm}-{seed}.json"
     if file.exists():
         return
     started = time.monotonic()
@@ -165,7 +174,7 @@ def run_arm(arm: str, seed: int) -> None:
         tuned, extra = _co_plms(arm, config, data)
     else:
         tuned, extra = _other(arm, config, data), {}
-    result = measure(config, data, tuned) | extra
+    result = measure(config, data, tuned, llm=arm == "zero_shot" or bool(tuned.llm)) | extra
     result |= {
         "arm": arm,
         "seed": seed,
@@ -174,18 +183,20 @@ def run_arm(arm: str, seed: int) -> None:
         "downlink_bytes": dict(tuned.downlink_bytes),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result))
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.rename(file)
     means = {
         name: (round(100 * device["em"], 1), round(100 * device["rouge_l"], 1))
         for name, device in result["devices"].items()
     }
-    cloud = {name: round(100 * scores["em"], 1) for name, scores in result["cloud"].items()}
+    cloud = {name: round(100 * scores["em"], 1) for name, scores in result.get("cloud", {}).items()}
     print(f"{arm} seed {seed}: {means} cloud {cloud} {result['seconds']} s", flush=True)
 
 
-def measure(config: Config, data: real_data.RealData, tuned: Tuned) -> dict[str, Any]:
-    """Scores of every device's model on its own test rows, and of the LLM on all of them, on the lacked
-    domains and elsewhere."""
+def measure(config: Config, data: real_data.RealData, tuned: Tuned, *, llm: bool) -> dict[str, Any]:
+    """Scores of every device's model on its own test rows; and of the LLM, where the arm has one of its own,
+    on all of them, on the lacked domains and elsewhere."""
     devices = {}
     for device in config.devices:
         rows = data.devices[device.name]
@@ -195,14 +206,19 @@ def measure(config: Config, data: real_data.RealData, tuned: Tuned) -> dict[str,
                 [row.answer or "" for row in rows.train], [row.answer or "" for row in rows.test]
             )
         }
-    llm = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
+    if not llm:
+        return {"devices": devices}
+    cloud = load_model(config.cloud.model, runtime=config.runtime, name="cloud")
     if tuned.llm:
-        write_parameters(trainable_part(llm, config.cloud, seed=config.seed), tuned.llm, where="cloud")
+        write_parameters(trainable_part(cloud, config.cloud, seed=config.seed), tuned.llm, where="cloud")
     sets = {name: rows.test for name, rows in data.devices.items()} | {
         "lacked": data.lacked,
         "elsewhere": data.public_test,
     }
-    return {"devices": devices, "cloud": {name: _scores(llm, rows, config) for name, rows in sets.items()}}
+    return {
+        "devices": devices,
+        "cloud": {name: _scores(cloud, rows, config) for name, rows in sets.items()},
+    }
 
 
 def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned, dict[str, Any]]:
@@ -234,7 +250,14 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
     tuned = Tuned(
         {name: state.slm for name, state in states.items() if state}, {}, outcome.cloud.llm or None, up, down
     )
-    return tuned, {"memorised": _memorised(config, data, cloud.decode(outcome.cloud.broadcast))}
+    shared = cloud.decode(outcome.cloud.broadcast)
+    proxies = {}
+    for name, state in states.items():
+        proxy = load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
+        if state:
+            write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
+        proxies[name] = _scores(proxy, data.devices[name].test, config)
+    return tuned, {"proxies": proxies, "memorised": _memorised(config, data, shared)}
 
 
 def _memorised(config: Config, data: real_data.RealData, shared: Any) -> dict[str, float]:

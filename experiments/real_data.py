@@ -19,7 +19,7 @@ from consort.types import Message
 
 DEVICES = ("bank", "restaurant", "clinic", "assistant")
 LACKED_DOMAINS = ("travel", "work", "home", "auto_and_commute", "kitchen_and_dining")
-PRIVATE_ROWS, UNLABELLED_ROWS, PUBLIC_ROWS, VALID_ROWS = 300, 1500, 3000, 100
+PRIVATE_ROWS, UNLABELLED_ROWS, PUBLIC_ROWS, VALID_ROWS = 300, 1500, 3000, 200
 OTHER_TASKS = (
     "database",
     "school",
@@ -36,10 +36,12 @@ OTHER_TASKS = (
 
 @dataclass(frozen=True, slots=True)
 class DeviceRows:
-    """What one device owns: labelled rows, further inputs without answers, and rows to be measured on."""
+    """What one device owns: labelled rows, further inputs without answers, rows to choose a recipe by, and
+    rows to be measured on."""
 
     train: list[Sample]
     unlabelled: list[Sample]
+    valid: list[Sample]
     test: list[Sample]
 
 
@@ -72,10 +74,11 @@ def load(seed: int, *, test_rows: int = 200) -> RealData:
         random.Random(f"device {name} {seed}").shuffle(own)
         test = _rows(name, "test")
         random.Random(f"test {name}").shuffle(test)
-        unlabelled = own[PRIVATE_ROWS : PRIVATE_ROWS + UNLABELLED_ROWS]
+        used = PRIVATE_ROWS + UNLABELLED_ROWS
         devices[name] = DeviceRows(
             train=[_sample(row) for row in own[:PRIVATE_ROWS]],
-            unlabelled=[Sample(_sample(row).prompt, None) for row in unlabelled],
+            unlabelled=[Sample(_sample(row).prompt, None) for row in own[PRIVATE_ROWS:used]],
+            valid=[_sample(row) for row in own[used : used + VALID_ROWS]],
             test=[_sample(row) for row in test[:test_rows]],
         )
         lacked += [_sample(row) for row in test if row.get("domain") in LACKED_DOMAINS][:test_rows]

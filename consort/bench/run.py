@@ -89,7 +89,7 @@ class Run:
 
         def work() -> Entry:
             self.report(f"distilling the proxy from the cloud model: {proxy.distil_steps} steps")
-            cloud = load_model(self.config.cloud.model, runtime=self.config.runtime, name="cloud")
+            cloud = _load(self.config, CLOUD, self.config.cloud, {})
             distilled, log = distil_proxy(
                 cloud, proxy, self.data.public_train, self.config.tune, seed=self.config.seed
             )

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     verb = next((word for word in words if not word.startswith("-")), "")
-    parser, verbs = _parser()
+    parser, verbs = command_line()
     if not words:
         parser.print_help(sys.stderr)
         return 2
@@ -75,7 +75,7 @@ def _run(words: list[str]) -> int:
     return code
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def command_line() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The whole command line, and the still empty parser of each verb."""
     parser = argparse.ArgumentParser(
         prog="consort",

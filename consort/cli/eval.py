@@ -16,7 +16,7 @@ from consort.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("model", help="Hub id or local directory")
+    parser.add_argument("model", help="Hub id, local directory or zoo:NAME")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
     parser.add_argument(
         "--data",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template", default="", metavar="FILE", help="for a model that brings none")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
-    parser.epilog = "example: consort eval runs/demo/models/bank --data data/bank"
+    parser.epilog = "example: consort eval runs/demo/adapters/bank --data data/bank"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16", "q8_0"),
-        help="of the weights; default: bfloat16, for GGUF float16; q8_0 is for GGUF only",
+        help="of the weights; default: float32 for PEFT, bfloat16 for safetensors, float16 for GGUF; "
+        "q8_0 is for GGUF only",
     )
     parser.add_argument("--chat-template", default="", metavar="FILE", help="for a model that brings none")
     parser.epilog = "example: consort export zoo:cloud out/cloud --format gguf"

@@ -94,21 +94,17 @@ def fed_lora(
     """FedAvg of one LoRA (exact products) on the proxy's architecture; with public rows, FedCoLLM's cloud
     step follows each round."""
     shared = read_adapter(_proxy(config, proxy_dir, None), SHARED)
-    names = [site.device.name for site in sites]
-    uplink, downlink = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    uplink, downlink = {site.device.name: 0 for site in sites}, _adapter_bytes(shared)
     llm_weights: Weights | None = None
     for round_number in range(config.tune.rounds):
-        adapters = []
-        for site, name in zip(sites, names, strict=True):
-            adapters.append(_lora_round(config, site, shared, round_number, proxy_dir))
-            downlink[name] += _adapter_bytes(shared)
-            uplink[name] += _adapter_bytes(adapters[-1])
+        adapters = [_lora_round(config, site, shared, round_number, proxy_dir) for site in sites]
+        for name, adapter in zip(uplink, adapters, strict=True):
+            uplink[name] += _adapter_bytes(adapter)
         shared = average_adapters(adapters, [len(site.rows.train) for site in sites], previous=shared).adapter
         if public:
             shared, llm_weights = _collm_cloud(config, shared, llm_weights, public, round_number, proxy_dir)
-    for name in names:
-        downlink[name] += _adapter_bytes(shared)  # the last average is what the devices keep
-    return Tuned({}, dict.fromkeys(names, shared), llm_weights, uplink, downlink)
+        downlink += _adapter_bytes(shared)  # after the last round too: it is what the devices keep
+    return Tuned({}, dict.fromkeys(uplink, shared), llm_weights, uplink, dict.fromkeys(uplink, downlink))
 
 
 def fed_mkt(
@@ -123,6 +119,8 @@ def fed_mkt(
     it is the worse."""
     tune = config.tune
     rows = list(public[:public_rows])
+    # half of an SLM's steps on its own rows, half on the exchange: as many as every other arm in all
+    own_steps = tune.mutual_steps // 2
     cloud = _llm(config)
     slms = {site.device.name: _slm(config, site) for site in sites}
     uplink, downlink = dict.fromkeys(slms, 0), dict.fromkeys(slms, 0)
@@ -131,13 +129,14 @@ def fed_mkt(
         taught = {}
         for site in sites:
             learner, name = slms[site.device.name], site.device.name
-            # half of the SLM's steps on its own rows, half on the exchange: as many as every other arm in all
             co_train(
                 [learner],
                 [pool_of(site.rows.train)],
                 tune,
-                steps=tune.mutual_steps // 2,
+                steps=own_steps,
                 seed=site.seed + seed,
+                done=round_number * tune.mutual_steps,
+                total=_slm_steps(config),
             )
             taught[name] = knowledge_of(learner, rows, tune)
             uplink[name] += _knowledge_bytes(taught[name])
@@ -160,8 +159,10 @@ def fed_mkt(
                 [learner],
                 [Pool(lessons)],
                 tune,
-                steps=tune.mutual_steps - tune.mutual_steps // 2,
+                steps=tune.mutual_steps - own_steps,
                 seed=seed,
+                done=round_number * tune.mutual_steps + own_steps,
+                total=_slm_steps(config),
                 bridge=bridge,
             )
     weights = {name: read_parameters(learner.parameters) for name, learner in slms.items()}
@@ -218,8 +219,15 @@ def _lora_round(config: Config, site: Site, shared: Adapter, round_number: int, 
     learner = Learner(
         proxy, lora_parameters(proxy, SHARED), config.proxy.learning_rate, config.cloud.max_tokens
     )
-    seed = site.seed + 1000 * round_number
-    co_train([learner], [pool_of(site.rows.train)], config.tune, steps=config.tune.mutual_steps, seed=seed)
+    co_train(
+        [learner],
+        [pool_of(site.rows.train)],
+        config.tune,
+        steps=config.tune.mutual_steps,
+        seed=site.seed + 1000 * round_number,
+        done=round_number * config.tune.mutual_steps,
+        total=_slm_steps(config),
+    )
     return read_adapter(proxy, SHARED)
 
 

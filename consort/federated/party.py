@@ -38,7 +38,7 @@ from consort.training.adapters import (
 from consort.training.answers import answered
 from consort.training.data import Sample
 from consort.training.loop import LogRow
-from consort.training.mutual import BridgeBuilder, Learner, Pool, co_train, knowledge_of, pool_of
+from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
 
@@ -152,8 +152,14 @@ class Device:
     def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
         tune = self.config.tune
         proxy, slm = self._load(shared, before)
+        # the proxy says what it thinks of the labelled rows before it has seen their answers
+        early = tune.labelled_teacher == "broadcast"
+        own = self._taught(proxy, self.rows.train, [SHARED]) if early else []
         log = self._specialise(proxy, round_number)
-        log += self._learn_mutually(proxy, slm, self._lessons(proxy, round_number), round_number)
+        own = own or self._taught(proxy, self.rows.train, [SHARED, DOMAIN])
+        further = self._taught(proxy, self._further_rows(proxy, round_number), [SHARED, DOMAIN])
+        share = tune.answers_share if further else 0.0
+        log += self._learn_mutually(proxy, slm, [Pool(own, 1 - share), Pool(further, share)], round_number)
         # upload the shared adapter's change; what rounding loses is owed to the next round
         owed = before.residual if before else {}
         packet, residual = encode_adapter(
@@ -186,24 +192,25 @@ class Device:
     def _specialise(self, proxy: LocalModel, round_number: int) -> list[LogRow]:
         """DST: the domain adapter learns the private rows over the frozen shared one."""
         steps = self.config.tune.domain_steps
+        use_adapters(proxy, [SHARED, DOMAIN])
         rate, max_tokens = self.config.proxy.learning_rate, self.device.slm.max_tokens
         learner = Learner(proxy, lora_parameters(proxy, DOMAIN), rate, max_tokens)
         pools = [pool_of(self.rows.train)]
         return self._train([learner], pools, "domain", round_number, range(steps), steps, seed=0)
 
-    def _lessons(self, proxy: LocalModel, round_number: int) -> list[Pool]:
-        """The private rows, and this round's share of the further inputs, answered by the specialised proxy
-        on the device; with what it says about every answer, computed once.
-        """
-        tune, max_tokens = self.config.tune, self.device.slm.max_tokens
+    def _further_rows(self, proxy: LocalModel, round_number: int) -> list[Sample]:
+        """This round's share of the further inputs, answered by the specialised proxy on the device."""
+        tune = self.config.tune
         asked = self.rows.unlabelled[: tune.proxy_answers][round_number :: tune.rounds]
-        teacher = Learner(proxy, max_tokens=max_tokens)
+        use_adapters(proxy, [SHARED, DOMAIN])
         with merged(proxy):
-            answers = answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
-            known = knowledge_of(teacher, self.rows.train, tune)
-            further = knowledge_of(teacher, answers, tune)
-        share = tune.answers_share if further else 0.0
-        return [Pool(known, 1 - share), Pool(further, share)]
+            return answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
+
+    def _taught(self, proxy: LocalModel, rows: list[Sample], adapters: list[str]) -> list[Example]:
+        """The rows with what the proxy under these adapters says about each answer, computed once."""
+        use_adapters(proxy, adapters)
+        with merged(proxy):
+            return knowledge_of(Learner(proxy, max_tokens=self.device.slm.max_tokens), rows, self.config.tune)
 
     def _learn_mutually(
         self, proxy: LocalModel, slm: Learner, pools: list[Pool], round_number: int

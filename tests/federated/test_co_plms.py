@@ -7,15 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from consort.config import (
-    Config,
-    DeviceConfig,
-    EvalConfig,
-    ModelConfig,
-    ProxyConfig,
-    RuntimeConfig,
-    TuneConfig,
-)
 from consort.errors import ConsortError, UpdateError
 from consort.federated.aggregate import apply_change
 from consort.federated.cloud import Cloud
@@ -23,46 +14,14 @@ from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.packets import decode_adapter, encode_adapter
 from consort.federated.party import Device, PrivateRows, Update
-from consort.models.local import save_model
 from consort.training.data import Sample
-from consort.types import Adapter, Message
-from tests.tiny_models import escaped_spaces, tiny
-
-
-def rows(word, count=8):
-    return [
-        Sample((Message("user", f"{word} {number}?"),), f"{word} {number + 1}") for number in range(count)
-    ]
+from consort.types import Adapter
+from tests.tunable_consort import rows, tunable_config
 
 
 @pytest.fixture
 def config(tmp_path):
-    for name, model in {
-        "cloud": tiny("llama"),
-        "proxy": tiny("llama"),
-        "bank": tiny("gpt_neox", escaped_spaces("bpe", lines_apart=True)),
-        "shop": tiny("gpt2"),
-    }.items():
-        save_model(model, tmp_path / name)
-    slm = ModelConfig(trainable="full", learning_rate=1e-3, max_tokens=64)
-    return Config(
-        cloud=ModelConfig(str(tmp_path / "cloud"), max_tokens=64, lora_rank=2),
-        proxy=ProxyConfig(str(tmp_path / "proxy"), distil_steps=0, shared_rank=2, domain_rank=2),
-        devices=tuple(
-            DeviceConfig(name, slm=replace(slm, model=str(tmp_path / name))) for name in ("bank", "shop")
-        ),
-        tune=TuneConfig(
-            rounds=2,
-            domain_steps=1,
-            mutual_steps=2,
-            cloud_steps=1,
-            batch_rows=2,
-            proxy_answers=4,
-            public_samples=2,
-        ),
-        runtime=RuntimeConfig(device="cpu"),
-        eval=EvalConfig(max_new_tokens=4),
-    )
+    return tunable_config(tmp_path)
 
 
 def cloud_and_devices(config, folder):
