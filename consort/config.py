@@ -75,7 +75,9 @@ class TuneConfig:
     prompt_weight: float = (
         0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
     )
-    doubt: float = 1.0  # a teacher's row counts as the probability it gives the actual token, to this power
+    doubt: float = (
+        1.0  # an answer's lesson counts as the teacher's mean probability of its tokens, to this power
+    )
     labelled_teacher: Literal["broadcast", "specialised"] = (
         "broadcast"  # what speaks about labelled rows: the proxy as it came, or after DST on these very rows
     )

@@ -59,8 +59,9 @@ SCORES = RESULTS / "co_tuning"  # one file an arm and seed
 
 TUNE = TuneConfig(
     rounds=2,
-    domain_steps=40,
+    domain_steps=60,
     mutual_steps=100,
+    proxy_share=0.2,
     cloud_steps=40,
     proxy_answers=1000,
     public_samples=192,
@@ -123,7 +124,7 @@ def base_config(seed: int) -> Config:
         cloud=ModelConfig(
             str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=1e-3, max_tokens=256
         ),
-        proxy=ProxyConfig(layers=3, distil_steps=400, learning_rate=2e-3, shared_rank=8, domain_rank=8),
+        proxy=ProxyConfig(layers=3, distil_steps=600, learning_rate=4e-3, shared_rank=8, domain_rank=8),
         devices=tuple(
             DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES
         ),

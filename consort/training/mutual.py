@@ -284,7 +284,7 @@ def _targets(
 
 
 def _stacked(lessons: Sequence[SparseRows | None], student: _Pass, *, doubt: float) -> SparseTargets:
-    """All lessons in one. A teacher counts for less where it doubts the answer: it may well be wrong."""
+    """All lessons in one. A teacher that doubts an answer counts for less in all of it: it may be wrong."""
     total, labels_N = len(student.labels_N), student.labels_N.cpu().numpy()
     width = max(lesson.ids.shape[1] for lesson in lessons if lesson is not None)
     ids = np.zeros((total, width), dtype=np.int64)
@@ -294,8 +294,9 @@ def _stacked(lessons: Sequence[SparseRows | None], student: _Pass, *, doubt: flo
         if lesson is not None:
             kept = lesson.ids.shape[1]
             ids[start:end, :kept], probs[start:end, :kept] = lesson.ids, lesson.probs
-            right = lesson.ids == labels_N[start:end, None]
-            trust = (lesson.probs * right).sum(axis=1) ** doubt
+            given = (lesson.probs * (lesson.ids == labels_N[start:end, None])).sum(axis=1)[lesson.mask]
+            # geometric mean: how likely a token of this answer is to the teacher
+            trust = np.exp(np.log(np.maximum(given, 1e-4)).mean()) ** doubt if len(given) else 0.0
             rest[start:end], weight[start:end] = lesson.rest, lesson.mask * trust
     device = student.labels_N.device
     return SparseTargets(*(torch.from_numpy(array).to(device) for array in (ids, probs, rest, weight)))
