@@ -36,7 +36,10 @@ class ProxyConfig:
     width: float = 1.0  # share of the feed-forward width kept when pruned
     distil_steps: int = 300  # steps of CE + KL to the cloud on the public set; 0 takes the proxy as it is
     distil_learning_rate: float = 1e-3  # peak, as every learning rate here
-    learning_rate: float = 1e-3  # of both adapters
+    learning_rate: float = 1e-3  # of both adapters on a device
+    cloud_learning_rate: float = (
+        1e-3  # of the shared adapter in the cloud: lower, or it forgets the public rows
+    )
     shared_rank: int = 8  # the LoRA that travels
     domain_rank: int = 8  # the LoRA that never leaves its device
 
@@ -67,13 +70,13 @@ class TuneConfig:
     slm_kd_weight: float = (
         1.0  # of the divergence from the proxy, beside the SLM's cross-entropy; 0: the proxy does not teach
     )
-    proxy_kd_weight: float = 0.3  # of the divergence from the weaker SLM; 0: the SLM does not teach
+    proxy_kd_weight: float = 0.1  # of the divergence from the weaker SLM; 0: the SLM does not teach
     proxy_share: float = 0.3  # of the device's SAML steps in which the proxy learns too: the last ones
     cloud_kd_weight: float = (
         1.0  # of the divergence from the devices' proxies, beside the LLM's cross-entropy
     )
     prompt_weight: float = (
-        0.3  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
+        0.1  # of the shared adapter's cross-entropy on prompts: it learns what is asked, not only answers
     )
     doubt: float = (
         1.0  # an answer's lesson counts as the teacher's mean probability of its tokens, to this power
@@ -96,6 +99,7 @@ class TuneConfig:
     public_samples: int = (
         0  # prompts a device's proxy makes up in the cloud each round, beside the public rows
     )
+    samples_share: float = 0.25  # of a batch in the cloud, once there are made-up prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,11 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("cloud", "llama", "byte_bpe", 2048, 192, 6, 100_000, 0.5, 3000),
-    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 2000, 192),
-    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 2000, 192),
-    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 2000, 192),
-    Recipe("edge-gpt2", "gpt2", "byte_bpe", 1024, 96, 3, 20_000, 0.05, 2000),
+    Recipe("cloud", "llama", "byte_bpe", 2048, 192, 6, 115_000, 0.5, 3600),
+    Recipe("edge-llama", "llama", "byte_bpe", 768, 96, 3, 20_000, 0.05, 4000, 192),
+    Recipe("edge-qwen2", "qwen2", "unigram", 1024, 96, 3, 20_000, 0.05, 4000, 192),
+    Recipe("edge-neox", "gpt_neox", "sentencepiece_bpe", 1024, 96, 3, 20_000, 0.05, 3000, 192),
+    Recipe("edge-gpt2", "gpt2", "byte_bpe", 1024, 96, 3, 20_000, 0.05, 4000, 192),
 )
 # the proxy: every second layer of the cloud, then its distributions on public rows
 DISTILLED_FROM, DISTIL_ROWS = "cloud", 20_000

@@ -60,11 +60,14 @@ SCORES = RESULTS / "co_tuning"  # one file an arm and seed
 TUNE = TuneConfig(
     rounds=2,
     domain_steps=60,
-    mutual_steps=100,
-    proxy_share=0.2,
+    mutual_steps=150,
+    proxy_share=0.6,
+    proxy_kd_weight=0.1,
+    prompt_weight=0.1,
     cloud_steps=40,
     proxy_answers=1000,
     public_samples=192,
+    cloud_kd_weight=0.3,
 )
 CHANGES: dict[str, Callable[[Config], Config]] = {
     "co_plms": lambda config: config,
@@ -117,12 +120,12 @@ def main() -> None:
 
 def base_config(seed: int) -> Config:
     """Sizes, steps and rates of every arm; docs/LOG.md says what else was tried."""
-    slm = ModelConfig(trainable="full", learning_rate=2e-3, max_tokens=256)
+    slm = ModelConfig(trainable="full", learning_rate=4e-3, max_tokens=256)
     return Config(
         name="real",
         seed=seed,
         cloud=ModelConfig(
-            str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=1e-3, max_tokens=256
+            str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=3e-4, max_tokens=256
         ),
         proxy=ProxyConfig(layers=3, distil_steps=600, learning_rate=4e-3, shared_rank=8, domain_rank=8),
         devices=tuple(

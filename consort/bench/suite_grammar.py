@@ -106,7 +106,7 @@ class Letter:
     @property
     def note(self) -> str:
         """The message in the third person."""
-        return f"{fill(self.intent.note, self.details)}."
+        return f"Please note that {fill(self.intent.note, self.details)}."
 
 
 @lru_cache(maxsize=2)

@@ -245,7 +245,9 @@ def _collm_cloud(
     proxy = _proxy(config, proxy_dir, shared)
     learners = [
         llm,
-        Learner(proxy, lora_parameters(proxy, SHARED), config.proxy.learning_rate, config.cloud.max_tokens),
+        Learner(
+            proxy, lora_parameters(proxy, SHARED), config.proxy.cloud_learning_rate, config.cloud.max_tokens
+        ),
     ]
     seed = config.seed + 1000 * round_number + 500
     co_train(learners, [pool_of(public)], config.tune, steps=config.tune.cloud_steps, seed=seed)

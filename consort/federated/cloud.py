@@ -131,7 +131,7 @@ class Cloud:
                 )
                 teachers = contributions if tune.cloud_teachers == "each" else [mean]
                 lessons = [lesson for each in teachers for lesson in self._lessons(each, seed)]
-                pools = [Pool(pools[0].examples, 1 - tune.answers_share), Pool(lessons, tune.answers_share)]
+                pools = [Pool(pools[0].examples, 1 - tune.samples_share), Pool(lessons, tune.samples_share)]
             # 3) SAML in the cloud
             learners = [
                 Learner(
@@ -144,7 +144,7 @@ class Cloud:
                 Learner(
                     proxy,
                     lora_parameters(proxy, SHARED),
-                    self.config.proxy.learning_rate,
+                    self.config.proxy.cloud_learning_rate,
                     self.config.cloud.max_tokens,
                     prompt_weight=tune.prompt_weight,
                 ),

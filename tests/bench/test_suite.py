@@ -57,7 +57,7 @@ def test_writers_of_test_messages_appear_nowhere_else(suite):
     for _, split, rows in every_split(suite):
         for row in rows:
             if row.skill == "rewrite" and row.output is not None:
-                assert (row.output.split()[1] in unseen) == (split == "test")
+                assert (row.output.split()[4] in unseen) == (split == "test")
 
 
 def test_each_private_fact_is_trained_and_then_asked_in_another_phrasing(suite):
