@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from consort.bench.suite_grammar import DEVICE_DOMAINS
-from consort.config import Config, DeviceConfig, EvalConfig, ModelConfig, ProxyConfig, TuneConfig
+from consort.config import (
+    Config,
+    DeviceConfig,
+    EvalConfig,
+    ModelConfig,
+    ProxyConfig,
+    RuntimeConfig,
+    TuneConfig,
+)
 from consort.models.zoo import CLOUD, EDGES, PROXY, zoo_dir
 
 CONTEXT_TOKENS = 256  # the bundled models read no more
@@ -16,7 +24,7 @@ def demo_config(data: Path) -> Config:
     return Config(
         name="demo",
         public=str(data / "public"),
-        cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=1e-3, max_tokens=CONTEXT_TOKENS),
+        cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=5e-4, max_tokens=CONTEXT_TOKENS),
         proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0, learning_rate=4e-3),
         devices=tuple(
             DeviceConfig(
@@ -32,13 +40,14 @@ def demo_config(data: Path) -> Config:
         # two rounds that end in under three minutes on two cores
         tune=TuneConfig(
             rounds=2,
-            domain_steps=60,
+            domain_steps=40,
             mutual_steps=90,
             proxy_share=0.2,
-            cloud_steps=20,
-            proxy_answers=400,
+            cloud_steps=15,
+            proxy_answers=300,
             answers_share=0.25,
-            public_samples=64,
+            cloud_kd_weight=0.5,
         ),
+        runtime=RuntimeConfig(workers=2),
         eval=EvalConfig(rows=100, max_new_tokens=32, public_rows=100),
     )

@@ -24,13 +24,14 @@ from consort.bench.results import RunResult
 from consort.errors import MissingExtraError, RunError
 
 LogRow: TypeAlias = Mapping[str, Any]
+_Point: TypeAlias = tuple[str, int, int, float]  # party, round, step, loss
 _Stages: TypeAlias = tuple[str, tuple[Scores | None, Scores | None, Scores | None], float]
 
 # readable on white and on black alike; the first three are the stages of a model
 _COLOURS = ("#8a929b", "#d9822b", "#2f86d1", "#3fa46a", "#c8524f", "#8e6cc0", "#b0892f", "#4aa3a8")
 # stand-ins that the page's own colours replace, so that one picture serves light and dark
 _INK, _LINE = "#010203", "#040506"
-_LOSSES = ("loss", "ce", "kl", "divergence")  # a metric's name begins with one of these: ce_slm, kl_proxy
+_LOSSES = {"ce": "cross-entropy", "kl": "divergence from the teacher"}  # logged as <model>/<loss>
 _PHASES = {
     "distil": "Distilling the proxy from the cloud model",
     "domain": "Domain-specific tuning of the proxy on each device",
@@ -133,35 +134,39 @@ def _plot_bars(axes: Any, *, models: Sequence[_Stages], metric: str) -> None:
 
 
 def _curves(rows: Sequence[LogRow]) -> list[Picture]:
-    """One picture for each phase and logged loss, one line a party, rounds end to end."""
+    """One picture for each phase, learner and loss, one line a party, rounds end to end."""
     pictures = []
     for phase, heading in _PHASES.items():
-        of_phase = [row for row in rows if row.get("phase") == phase]
-        metrics = dict.fromkeys(key for row in of_phase for key in row if key.split("_")[0] in _LOSSES)
-        for metric in metrics:
-            points = [row for row in of_phase if metric in row]
-            pictures.append(_draw(partial(_plot_lines, points=points, metric=metric), f"{heading}: {metric}"))
+        points: dict[tuple[str, str], list[_Point]] = {}
+        for row in rows:
+            if row.get("phase") == phase:
+                for key in row:
+                    model, _, loss = key.partition("/")
+                    if loss in _LOSSES:
+                        learner = "own model" if model == row["party"] else model
+                        point = (row["party"], row["round"], row["step"], row[key])
+                        points.setdefault((learner, loss), []).append(point)
+        for (learner, loss), of_loss in points.items():
+            if any(value for *_, value in of_loss):  # without a teacher the divergence is 0 throughout
+                name = f"{heading}, {learner}: {_LOSSES[loss]}"
+                pictures.append(_draw(partial(_plot_lines, points=of_loss), name))
     return pictures
 
 
-def _plot_lines(axes: Any, *, points: Sequence[LogRow], metric: str) -> None:
+def _plot_lines(axes: Any, *, points: Sequence[_Point]) -> None:
     offsets, start = {}, 0
-    for number in sorted({row.get("round", 0) for row in points}):
-        offsets[number] = start
-        start += 1 + max(row["step"] for row in points if row.get("round", 0) == number)
-    for index, party in enumerate(dict.fromkeys(row["party"] for row in points)):
-        of_party = [row for row in points if row["party"] == party]
-        steps = [offsets[row.get("round", 0)] + row["step"] for row in of_party]
-        axes.plot(
-            steps,
-            [row[metric] for row in of_party],
-            color=_COLOURS[(index + 1) % len(_COLOURS)],
-            label=str(party),
-        )
-    for first in list(offsets.values())[1:]:
+    for number in sorted({number for _, number, _, _ in points}):
+        steps = [step for _, of, step, _ in points if of == number]
+        offsets[number] = start - min(steps)  # some phases count through all rounds
+        start += 1 + max(steps) - min(steps)
+    for index, party in enumerate(sorted({party for party, *_ in points})):
+        line = sorted((offsets[number] + step, value) for of, number, step, value in points if of == party)
+        axes.plot(*zip(*line, strict=True), color=_COLOURS[(index + 1) % len(_COLOURS)], label=party)
+    for number in list(offsets)[1:]:
+        first = min(offsets[number] + step for _, of, step, _ in points if of == number)
         axes.axvline(first, color=_INK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("steps" if len(offsets) < 2 else "steps; dotted: a new round")
-    axes.set_ylabel(metric)
+    axes.set_ylabel("nats a token")
 
 
 def _draw(plot: Callable[[Any], None], caption: str, *, rows: int = 4) -> Picture:

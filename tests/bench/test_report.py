@@ -68,8 +68,8 @@ def write_metrics(run_dir: Path) -> None:
             "party": party,
             "round": number,
             "step": step,
-            "ce": 1 / (step + number),
-            "kl": float("nan"),
+            f"{party if phase == 'mutual' else 'proxy'}/ce": 1 / (step + number),
+            "proxy/kl": float("nan"),
         }
         for phase in ("domain", "mutual", "cloud")
         for party in ("bank", "$x$ 银行")

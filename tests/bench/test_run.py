@@ -62,7 +62,16 @@ def test_the_run_directory_holds_what_a_person_looks_for(finished: Finished) -> 
     assert tomllib.loads((run_dir / "config.toml").read_text())["tune"]["mutual_steps"] == 2
     assert json.loads((run_dir / "environment.json").read_text())["torch"]
     assert "# consort" in (run_dir / "README.md").read_text()
-    assert (run_dir / "report.html").read_text().startswith("<!doctype html>")
+    page = (run_dir / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    for curve in (
+        "Distilling the proxy",
+        "Domain-specific",
+        "Mutual learning on",
+        "in the cloud",
+        "alone, own",
+    ):
+        assert curve in page
     assert json.loads((run_dir / "result.json").read_text()) == finished.result.to_json()
 
 
