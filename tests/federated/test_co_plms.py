@@ -113,6 +113,28 @@ def test_one_party_without_a_cloud_step_gets_its_own_adapter_back(config, tmp_pa
     assert equal(shared, apply_change(start, decode_adapter(update.packet, base_sha256=start.base_sha256)))
 
 
+def test_what_is_said_of_labelled_rows_comes_before_or_after_dst_as_configured(config, tmp_path):
+    def slm(teacher, domain_steps):
+        tune = replace(
+            config.tune,
+            labelled_teacher=teacher,
+            domain_steps=domain_steps,
+            proxy_answers=0,
+            proxy_share=0.0,
+            doubt=0.0,
+        )
+        folder = tmp_path / f"{teacher}-{domain_steps}"
+        cloud, (bank, _) = cloud_and_devices(replace(config, tune=tune), folder)
+        bank.local_round(cloud.decode(cloud.first_broadcast()), 0)
+        return bank.state().slm
+
+    def same(first, second):
+        return all(np.array_equal(first[name], second[name]) for name in first)
+
+    assert same(slm("broadcast", 1), slm("broadcast", 6))
+    assert not same(slm("specialised", 1), slm("specialised", 6))
+
+
 class Broken:
     name = "broken"
 

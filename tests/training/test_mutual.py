@@ -97,6 +97,19 @@ def test_remembered_knowledge_teaches_exactly_like_the_teacher_in_the_room(neox)
         np.testing.assert_allclose(value, weights(remembered)[name], atol=2e-4)
 
 
+def test_a_teacher_that_is_never_sure_is_not_heard_where_doubt_counts_and_is_where_it_does_not():
+    def taught(doubt, **settings):
+        student = tiny("llama")
+        teacher = Learner(tiny("gpt_neox", escaped_spaces("bpe", lines_apart=True)))
+        options = replace(TUNE, doubt=doubt)
+        co_train([learner(student, **settings), teacher], [pool_of(ROWS)], options, steps=3, seed=0)
+        return weights(student)
+
+    deaf = taught(0.0, kd_weight=0.0)
+    assert same(taught(1e4), deaf)
+    assert not same(taught(0.0), deaf)
+
+
 def test_a_domain_adapter_learns_while_the_shared_one_and_the_base_stay(llama):
     for name in (SHARED, DOMAIN):
         add_lora(llama, name, rank=4, alpha=8, seed=0)
