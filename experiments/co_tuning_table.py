@@ -24,12 +24,14 @@ COMPARISON = {
     "alone": "alone",
     "one_directional_labelled": "one-directional, labelled rows only",
     "one_directional": "one-directional",
-    "fed_lora": "FedLoRA (proxy on every device)",
-    "fed_collm": "FedCoLLM (proxy on every device)",
     "fed_mkt": "FedMKT",
     "co_plms_labelled": "**Co-PLMs, labelled rows only**",
     "co_plms": "**Co-PLMs**",
     "centralised": "centralised (upper bound, no privacy)",
+}
+PROXY_SIZED = {  # each device serves the proxy
+    "fed_lora": "FedLoRA",
+    "fed_collm": "FedCoLLM",
 }
 PARTS = {
     "without_dst": "Co-PLMs without DST",
@@ -39,7 +41,7 @@ PARTS = {
     "rival_alignment": "Co-PLMs, edit distance and longest prefix",
     "slm_lora": "Co-PLMs, SLMs by LoRA instead of in full",
 }
-LABELS = COMPARISON | PARTS
+LABELS = COMPARISON | PROXY_SIZED | PARTS
 METRICS = {"em": "EM", "rouge_l": "Rouge-L"}
 NONE = "–"
 
@@ -106,6 +108,16 @@ def page(summary: Mapping[str, Any], *, measured: str) -> str:
         "",
         *_overview([*COMPARISON, *others], summary, majority=True),
     ]
+    if any(arm in arms for arm in PROXY_SIZED):
+        lines += [
+            "## Where a device can serve the proxy itself",
+            "",
+            "FedLoRA and FedCoLLM need one architecture, so their devices serve the proxy, which has read",
+            "the tasks' public rows and is two to three times as large as the devices' own models. Beside",
+            "them: the specialised proxies that Co-PLMs leaves on the devices.",
+            "",
+            *_proxy_sized(summary),
+        ]
     if any(arm in arms for arm in PARTS):
         lines += ["## Co-PLMs without each of its parts", "", *_overview(["co_plms", *PARTS], summary)]
     for metric, name in METRICS.items():
@@ -146,6 +158,12 @@ def _summary(
         "cloud": _scores([cloud for cloud in clouds if cloud is not None]),
         "changes_llm": any(cloud != untouched for cloud in clouds),
         "proxies": _scores([run["proxies"] for run in runs if "proxies" in run]),
+        "proxies_mean": {
+            metric: _score(_mean(run["proxies"], metric) for run in runs if "proxies" in run)
+            if any("proxies" in run for run in runs)
+            else None
+            for metric in METRICS
+        },
         "uplink_bytes": _bytes_a_device(runs, "uplink_bytes"),
         "downlink_bytes": _bytes_a_device(runs, "downlink_bytes"),
         "memorised": [run["memorised"] for run in runs if "memorised" in run],
@@ -205,6 +223,18 @@ def _overview(arms: Sequence[str], summary: Mapping[str, Any], *, majority: bool
             traffic = [_kilobytes(found[way]) for way in ("uplink_bytes", "downlink_bytes")]
             rows.append([_label(arm, summary, len(found["seeds"])), *scores, *traffic])
     return _table(["", "EM", "gain", "Rouge-L", "gain", "up", "down"], rows)
+
+
+def _proxy_sized(summary: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for arm in [*PROXY_SIZED, "co_plms"]:
+        if arm in summary["arms"]:
+            found = summary["arms"][arm]
+            means = found["mean"] if arm in PROXY_SIZED else found["proxies_mean"]
+            label = _label(arm, summary, len(found["seeds"])) + (", its proxies" if arm == "co_plms" else "")
+            traffic = [_kilobytes(found[way]) for way in ("uplink_bytes", "downlink_bytes")]
+            rows.append([label, *(_percent(means[metric]) for metric in METRICS), *traffic])
+    return _table(["", "EM", "Rouge-L", "up", "down"], rows)
 
 
 def _details(part: str, metric: str, summary: Mapping[str, Any]) -> list[str]:

@@ -153,7 +153,7 @@ def test_an_arm_without_a_cloud_has_that_of_zero_shot(summary, text):
     # and is named instead of repeated
     assert rows.keys() == {"zero-shot", CO_PLMS, FED_MKT}
     (line,) = [line for line in text.splitlines() if line.startswith("As in zero-shot")]
-    assert line.endswith(": alone; FedLoRA (proxy on every device); Co-PLMs without DST.")
+    assert line.endswith(": alone; FedLoRA; Co-PLMs without DST.")
 
 
 def test_a_cloud_measured_all_the_same_counts_as_untouched_too(tmp_path):
@@ -192,7 +192,8 @@ def test_parts_stand_apart_below_the_whole(text):
 
 
 def test_what_was_not_run_is_named_and_an_arm_without_a_label_is_not_lost(tmp_path, text):
-    assert "Not run: one-directional, labelled rows only; one-directional; FedCoLLM" in text
+    assert "Not run: one-directional, labelled rows only; one-directional; **Co-PLMs, labelled" in text
+    assert "; FedCoLLM; " in text
     folder = write_results(tmp_path)
     (folder / "my_arm-1.json").write_text(json.dumps(result("alone", 1) | {"arm": "my_arm"}))
     found = page(summarise(read_runs(folder)), measured="here")
