@@ -17,7 +17,7 @@ Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
 class ModelConfig:
     """A language model and the part of it that may learn."""
 
-    model: str = ""  # Hub id or local directory; empty is an error for cloud and devices
+    model: str = ""  # Hub id, local directory or zoo:NAME; empty is an error for cloud and devices
     trainable: Trainable = "lora"  # small models (< 100M) tune better in full: docs/LOG.md
     lora_rank: int = 8  # of trainable = "lora"
     lora_alpha: float = 16.0  # update = alpha / rank * B A
@@ -31,7 +31,9 @@ class ModelConfig:
 class ProxyConfig:
     """The distilled proxy: small, with the cloud's tokenizer, one copy on every device."""
 
-    model: str = ""  # Hub id or directory with the cloud's tokenizer; empty: pruned from the cloud model
+    model: str = (
+        ""  # Hub id, directory or zoo:NAME with the cloud's tokenizer; empty: pruned from the cloud model
+    )
     layers: int = 0  # layers kept when pruned from the cloud model; 0 keeps half
     width: float = 1.0  # share of the feed-forward width kept when pruned
     distil_steps: int = 300  # steps of CE + KL to the cloud on the public set; 0 takes the proxy as it is

@@ -14,7 +14,7 @@ from consort.config import (
     RuntimeConfig,
     TuneConfig,
 )
-from consort.models.zoo import CLOUD, EDGES, PROXY, zoo_dir
+from consort.models.zoo import CLOUD, EDGES, PROXY
 
 CONTEXT_TOKENS = 256  # the bundled models read no more
 
@@ -24,15 +24,15 @@ def demo_config(data: Path) -> Config:
     return Config(
         name="demo",
         public=str(data / "public"),
-        cloud=ModelConfig(model=str(zoo_dir(CLOUD)), learning_rate=5e-4, max_tokens=CONTEXT_TOKENS),
-        proxy=ProxyConfig(model=str(zoo_dir(PROXY)), distil_steps=0, learning_rate=4e-3),
+        cloud=ModelConfig(model=f"zoo:{CLOUD}", learning_rate=5e-4, max_tokens=CONTEXT_TOKENS),
+        proxy=ProxyConfig(model=f"zoo:{PROXY}", distil_steps=0, learning_rate=4e-3),
         devices=tuple(
             DeviceConfig(
                 name=domain,
                 data=str(data / "devices" / domain),
                 unlabelled=str(data / "devices" / domain / "unlabelled.jsonl"),
                 slm=ModelConfig(
-                    model=str(zoo_dir(edge)), trainable="full", learning_rate=2e-3, max_tokens=CONTEXT_TOKENS
+                    model=f"zoo:{edge}", trainable="full", learning_rate=2e-3, max_tokens=CONTEXT_TOKENS
                 ),
             )
             for domain, edge in zip(DEVICE_DOMAINS, EDGES, strict=True)

@@ -32,6 +32,7 @@ from consort.federated.journal import Compute, Entry, Journal
 from consort.federated.party import Device, PrivateRows
 from consort.federated.workers import side_by_side
 from consort.models.local import LocalModel, load_model, save_model
+from consort.models.zoo import located
 from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
 from consort.training.answers import answer
 from consort.training.data import Sample
@@ -85,7 +86,7 @@ class Run:
         """The proxy's directory: distilled here, or as configured."""
         proxy, folder = self.config.proxy, self.run_dir / "proxy"
         if proxy.model and proxy.distil_steps == 0:
-            return Path(proxy.model)
+            return Path(located(proxy.model))
 
         def work() -> Entry:
             self.report(f"distilling the proxy from the cloud model: {proxy.distil_steps} steps")

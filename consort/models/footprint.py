@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from consort.errors import ModelError
+from consort.models.zoo import located
 
 SMALL_FILES = ["*.json", "*.jinja"]
 NOT_ADAPTED = ("embed", "wte", "wpe", "lm_head")  # input and output layers, which "all-linear" leaves out
@@ -83,7 +84,8 @@ class Footprint:
 
 
 def read_model_files(model: str) -> ModelFiles:
-    """A local directory or Hub id; ModelError says what is missing."""
+    """A local directory, Hub id or `zoo:NAME`; ModelError says what is missing."""
+    model = located(model)
     if os.path.isdir(model):
         folder = Path(model)
         shapes = _local_shapes(folder)

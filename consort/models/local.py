@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from consort.align import Vocabulary
 from consort.config import RuntimeConfig
 from consort.errors import ModelError
+from consort.models.zoo import located
 
 
 @dataclass(slots=True, eq=False)
@@ -80,11 +81,11 @@ def resolve_device(name: str) -> torch.device:
 def load_model(
     path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = ""
 ) -> LocalModel:
-    """A Hub id or local directory as float32 weights on the runtime's device. ModelError says what is
-    missing."""
+    """A Hub id, local directory or `zoo:NAME` as float32 weights on the runtime's device. ModelError says
+    what is missing."""
     torch.set_num_threads(runtime.threads)
     disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
-    where = str(path)
+    where = located(str(path))
     try:
         tokenizer = _load_tokenizer(where)
         module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)

@@ -17,6 +17,12 @@ NAMES = (CLOUD, PROXY, *EDGES)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+def located(model: str) -> str:
+    """Where a configured model lies: `zoo:NAME` is a bundled one, anything else a directory or Hub id as it
+    is."""
+    return str(zoo_dir(model.removeprefix("zoo:"))) if model.startswith("zoo:") else model
+
+
 def zoo_dir(name: str) -> Path:
     """The transformers directory of a bundled model."""
     directory = WEIGHTS / name

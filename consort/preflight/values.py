@@ -20,6 +20,8 @@ from consort.config import (
     RuntimeConfig,
     TuneConfig,
 )
+from consort.errors import ModelError
+from consort.models.zoo import located
 from consort.problems import Problem, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -148,6 +150,11 @@ def _model_problems(model: ModelConfig, key: str) -> Iterator[Problem]:
 
 
 def _place_problem(model: str, key: str) -> Iterator[Problem]:
+    try:
+        model = located(model)
+    except ModelError as error:
+        yield _problem(key, f"{error.what}: {shown(model)}", error.hint)
+        return
     if os.path.isdir(model):
         if not (Path(model) / "config.json").is_file():
             yield _problem(key, f"{model} holds no config.json", "a transformers directory is needed")

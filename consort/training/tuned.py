@@ -6,7 +6,6 @@ from pathlib import Path
 
 from consort.config import RuntimeConfig
 from consort.models.local import LocalModel, load_model
-from consort.models.zoo import zoo_dir
 from consort.training.peft_directory import load_adapter
 
 
@@ -14,8 +13,7 @@ def load_tuned(
     model: str, *, adapter: Path | None, runtime: RuntimeConfig, chat_template: str = ""
 ) -> LocalModel:
     """A Hub id, a local directory or `zoo:<name>`, with the LoRA of a PEFT directory put on it."""
-    path = zoo_dir(model.removeprefix("zoo:")) if model.startswith("zoo:") else model
-    loaded = load_model(path, runtime=runtime, chat_template=chat_template)
+    loaded = load_model(model, runtime=runtime, chat_template=chat_template)
     if adapter is not None:
         load_adapter(loaded, adapter)
     return loaded

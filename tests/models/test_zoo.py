@@ -40,6 +40,12 @@ def test_the_bundle_is_small_and_stored_in_half_precision():
         assert {tensor["dtype"] for key, tensor in tensors.items() if key != "__metadata__"} == {"BF16"}
 
 
+def test_a_bundled_model_is_named_wherever_a_model_is(zoo):
+    named = load_model("zoo:proxy", runtime=RuntimeConfig(device="cpu"))
+    for name, weight in zoo[PROXY].module.state_dict().items():
+        assert torch.equal(weight, named.module.state_dict()[name])
+
+
 def test_an_unknown_name_is_one_clear_error():
     with pytest.raises(ModelError, match="no such bundled model"):
         zoo_dir("gpt-5")

@@ -49,6 +49,7 @@ def test_every_number_of_the_configuration_has_a_range_that_holds_its_default() 
         ("cloud.model=", "no model is given"),
         ("cloud.model=a/b/c", 'neither a directory nor a Hub id'),
         ("devices.bank.slm.model=./none", "no such directory"),
+        ("devices.bank.slm.model=zoo:edge-lama", "no such bundled model"),
         ("devices.clinic.name=bank", 'both named "bank"'),
         ("devices.clinic.name=Bank", 'both named "Bank"'),
         ("devices.bank.name=../x", 'cannot name a device'),
