@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import real_data
 import rival_alignment
+from provenance import commit
 
 from consort.align import Spans, SparseRows, Vocabulary
 from consort.bench.metrics import majority_baseline, score_answers
@@ -182,6 +183,7 @@ def run_arm(arm: str, seed: int) -> None:
     result |= {
         "arm": arm,
         "seed": seed,
+        "commit": commit(),
         "seconds": round(time.monotonic() - started, 1),
         "uplink_bytes": dict(tuned.uplink_bytes),
         "downlink_bytes": dict(tuned.downlink_bytes),

@@ -71,7 +71,7 @@ def _device(
     )
     return DeviceResult(
         name,
-        Path(device.slm.model).name,
+        Path(device.slm.model).name.removeprefix("zoo:"),
         _scores(answers.before[name], rows.test),
         _scores(answers.alone[name], rows.test),
         _scores(answers.after[name], rows.test),
@@ -99,7 +99,7 @@ def _cloud(config: Config, data: RunData, answers: Answers) -> CloudResult:
         )
         for name, (learned, held_out) in sets.items()
     )
-    model = Path(config.cloud.model).name
+    model = Path(config.cloud.model).name.removeprefix("zoo:")
     return CloudResult(
         "cloud", model, _scores(before, test), _scores(after, test), _majority(train, test), domains
     )
