@@ -152,7 +152,7 @@ class Device:
     def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
         tune = self.config.tune
         proxy, slm = self._load(shared, before)
-        # the proxy says what it thinks of the labelled rows before it has seen their answers
+        # what the proxy thinks of the labelled rows, before this round's DST teaches it their answers
         early = tune.labelled_teacher == "broadcast"
         own = self._taught(proxy, self.rows.train, [SHARED]) if early else []
         log = self._specialise(proxy, round_number)
@@ -215,8 +215,8 @@ class Device:
     def _learn_mutually(
         self, proxy: LocalModel, slm: Learner, pools: list[Pool], round_number: int
     ) -> list[LogRow]:
-        """SAML: the SLM learns from the specialised proxy; in the last steps, when it has something to say,
-        it teaches the part that travels. That part learns without the domain adapter, as it will work
+        """SAML: the SLM learns from what the proxy said; in the last steps, when it has something to say, it
+        teaches the part that travels. That part learns without the domain adapter, as it will work
         without it in the cloud.
         """
         tune = self.config.tune

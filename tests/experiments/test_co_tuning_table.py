@@ -232,6 +232,13 @@ def test_columns_have_one_width_and_name_where_the_numbers_come_from(text):
             assert len(line) == len(following)
 
 
+def test_arms_that_serve_the_proxy_stand_beside_the_specialised_proxies_and_not_the_devices_models(text):
+    rows = table(text, "Where a device can serve the proxy itself")
+    assert rows["FedLoRA"]["EM"] == ["25.0 ± 0.0"]
+    assert rows["**Co-PLMs**, its proxies"]["EM"] == ["42.0 ± 10.0"]
+    assert "FedLoRA" not in table(text, OWN)
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the machine is named on Linux only")
 def test_both_files_are_written(tmp_path, capsys):
     write_results(tmp_path)

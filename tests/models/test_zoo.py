@@ -56,8 +56,9 @@ def test_devices_differ_in_class_and_tokenizer_and_the_proxy_reads_as_the_cloud(
     assert len({zoo[name].vocabulary.sha256 for name in (CLOUD, *EDGES)}) == 1 + len(EDGES)
     assert zoo[PROXY].vocabulary.sha256 == zoo[CLOUD].vocabulary.sha256
     parameters = {name: sum(weight.numel() for weight in zoo[name].module.parameters()) for name in NAMES}
-    assert parameters[CLOUD] > 1.5 * parameters[PROXY]
-    assert parameters[PROXY] > 1.5 * max(parameters[name] for name in EDGES)
+    # three of six layers under the same embeddings: 1.77
+    assert parameters[CLOUD] > 1.75 * parameters[PROXY]
+    assert parameters[PROXY] > 2 * max(parameters[name] for name in EDGES)
 
 
 @pytest.mark.parametrize("name", NAMES)
