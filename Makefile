@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("consort needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[local,plots]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[local,serve,deciding,plots]' --group dev
 	touch $(STAMP)
 
 demo: install

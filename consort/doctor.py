@@ -25,8 +25,8 @@ from consort.errors import ModelError
 from consort.models import zoo
 
 DISTRIBUTION = "consort-lm"
-MODULES = {"llama-cpp-python": "llama_cpp"}  # distributions whose module has another name
-EXTRAS = ("local", "federated", "gguf", "plots")
+MODULES = {"llama-cpp-python": "llama_cpp", "scikit-learn": "sklearn"}  # where a module has another name
+EXTRAS = ("local", "serve", "deciding", "federated", "gguf", "plots")
 GIGA = 1e9
 LEAST_DISK_BYTES = 1e9
 REINSTALL_TORCH = "pip install --force-reinstall torch==2.13.0"
@@ -76,7 +76,7 @@ def check_python() -> Iterator[Finding]:
 def check_extras() -> Iterator[Finding]:
     """Which optional parts are installed; only `local` is needed to tune."""
     installed = _version(DISTRIBUTION)
-    repair = "" if installed else "pip install -c constraints.txt -e '.[local,plots]'"
+    repair = "" if installed else "pip install -c constraints.txt -e '.[local,serve,deciding,plots]'"
     yield Finding(DISTRIBUTION, "ok" if installed else "warn", installed or "runs from a checkout", repair)
     for extra in EXTRAS if installed else ():
         wanted = _requirements(extra)

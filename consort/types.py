@@ -6,8 +6,8 @@ Nothing here computes, and nothing here imports a framework: a model is whatever
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 IntArray: TypeAlias = "NDArray[np.integer[Any]]"
 FloatArray: TypeAlias = "NDArray[np.floating[Any]]"
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+Capability: TypeAlias = Literal["logprobs", "tools", "text_completion"]  # what not every model can do
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that a model wants called. In a stream, pieces with one `index` are one call: their
+    `arguments` (JSON text) are joined."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +41,33 @@ class Message:
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""  # of a tool's turn: the call it answers
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask to be called; `parameters` is a JSON Schema as text."""
+
+    name: str
+    description: str
+    parameters: str
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a model or of the whole consort."""
+    """What is asked of a model or of the whole consort: a conversation, or a text to be continued."""
 
     messages: tuple[Message, ...]
     max_tokens: int = 256
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of an answer, and who wrote it. The last chunk of an answer carries the `finish_reason`."""
-
-    text: str
-    model: str
-    finish_reason: FinishReason | None = None
+    top_p: float = 1.0
+    top_logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"  # "auto", "none", "required", or a tool's name
+    prompt: str | None = None  # text to continue as it is; then there are no messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +76,38 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One written token, its log-probability in nats, and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer, and who wrote it. The last chunk of an answer carries the `finish_reason`, and
+    `usage` where the model counts."""
+
+    text: str
+    model: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    anew: bool = False  # the answer begins anew here: what was streamed before is withdrawn
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    model: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +136,7 @@ class LM(Protocol):
     """A black box that answers: any endpoint."""
 
     name: str
+    capabilities: frozenset[Capability]
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Answer piece by piece; joined, the pieces are the whole answer."""
@@ -115,6 +167,31 @@ class TokenLM(LM, Protocol):
     def open(self, request: Request) -> tuple[Session, TopK]:
         """Read the request; returns the session and the distribution of the first token of the answer."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a strategy did and why, for the receipt: never text of a request or an answer."""
+
+    strategy: str
+    event: str  # a word, as "deferred"
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Consort:
+    """Who may answer one request: the devices' models, the first preferred, and the cloud's; and where a
+    strategy notes what it did."""
+
+    edges: tuple[LM, ...]
+    cloud: LM | None
+    note: Callable[[Note], None] = lambda note: None
+
+
+# Every way of answering together is a function; one that takes strategies returns a strategy.
+Strategy: TypeAlias = Callable[[Request, Consort], AsyncIterator[Chunk]]
+# The probability that the edge's answer suffices: before it is written (None), or after.
+Scorer: TypeAlias = Callable[[Request, "Answer | None"], Awaitable[float]]
 
 
 @dataclass(frozen=True, slots=True)
