@@ -16,7 +16,8 @@ from consort.config import RuntimeConfig, TuneConfig
 from consort.models.local import load_model
 from consort.models.zoo import zoo_dir
 from consort.training.data import Sample
-from consort.training.mutual import Learner, knowledge_of
+from consort.training.lessons import Learner
+from consort.training.mutual import knowledge_of
 from consort.types import Message
 
 QUESTION = Message("user", "Report this message to the bank in one sentence.\nHello, my card is gone.")

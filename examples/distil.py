@@ -16,8 +16,9 @@ from consort.models.local import LocalModel, load_model
 from consort.models.zoo import zoo_dir
 from consort.training.adapters import OWN, add_lora, lora_parameters
 from consort.training.data import Sample
+from consort.training.lessons import Learner
 from consort.training.likelihood import answer_likelihoods
-from consort.training.mutual import Learner, co_train, pool_of
+from consort.training.mutual import co_train, pool_of
 from consort.types import Message
 
 STEPS = 20

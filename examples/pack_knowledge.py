@@ -15,7 +15,8 @@ from consort.federated.packets import decode_knowledge, encode_knowledge
 from consort.models.local import load_model
 from consort.models.zoo import zoo_dir
 from consort.training.data import Sample
-from consort.training.mutual import Learner, knowledge_of
+from consort.training.lessons import Learner
+from consort.training.mutual import knowledge_of
 from consort.types import Message
 
 STEP_NATS = 0.1

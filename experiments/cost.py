@@ -38,8 +38,9 @@ from consort.align import align_rows, vocab_map
 from consort.config import RuntimeConfig, TuneConfig
 from consort.training.adapters import SHARED, add_lora, lora_parameters
 from consort.training.data import Encoded, Sample, read_samples
+from consort.training.lessons import Learner
 from consort.training.loop import Schedule
-from consort.training.mutual import Learner, co_train, pool_of
+from consort.training.mutual import co_train, pool_of
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("CONSORT_DATA", Path(__file__).parents[2] / "shared" / "data"))

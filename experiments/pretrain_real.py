@@ -1,7 +1,7 @@
 """The real consortium's base models, from scratch: a cloud LLM on public rows, four edge SLMs on other tasks
 only.
 
-    python experiments/pretrain_real.py --out runs/real_models [--only cloud] [--precision bfloat16]
+    python experiments/pretrain_real.py [--only cloud] [--precision bfloat16]
 
 Deterministic and resumable: each model continues from its checkpoint, and a finished model is not trained
 again.
@@ -39,6 +39,9 @@ class Recipe:
     share_of_device_tasks: float  # of the tokens; the edges have never seen a device's task
 
 
+MODELS = Path(__file__).parent / "real_models"  # in bfloat16 beside the results that were measured on them
+CHECKPOINTS = Path("runs/real_models")
+
 RECIPES = (
     Recipe("cloud", "byte_bpe", 4096, "llama", 192, 6, 2400, 0.8),
     Recipe("bank", "byte_bpe", 1024, "llama", 128, 3, 300, 0.0),
@@ -50,7 +53,7 @@ RECIPES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/real_models"))
+    parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--only", default="")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     args = parser.parse_args()
@@ -78,7 +81,8 @@ def train(recipe: Recipe, data: real_data.RealData, out: Path, runtime: RuntimeC
         runtime=runtime,
     )
     packed = pack(samples, model)
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, CHECKPOINTS):
+        folder.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     print(
         f"{recipe.name}: {parameters / 1e6:.2f}M parameters, {packed.ids_NT.numel() / 1e6:.2f}M tokens",
@@ -89,12 +93,11 @@ def train(recipe: Recipe, data: real_data.RealData, out: Path, runtime: RuntimeC
         packed,
         steps=recipe.steps,
         seed=1,
-        checkpoint=out / f"{recipe.name}.checkpoint",
+        checkpoint=CHECKPOINTS / f"{recipe.name}.checkpoint",
         checkpoint_every=100,
         on_log=lambda row: print(recipe.name, row, round(time.monotonic() - started), "s", flush=True),
     )
-    model.module.save_pretrained(out / recipe.name)
-    tokenizer.save_pretrained(out / recipe.name)
+    tiny_models.save(model, out / recipe.name)
     (out / f"{recipe.name}.log.json").write_text(json.dumps(log))
 
 

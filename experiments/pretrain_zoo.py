@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tiny_models
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from consort.bench.metrics import exact_match, rouge_l
 from consort.bench.suite import Row, Suite, generate_suite, public_rows
@@ -140,7 +140,7 @@ def train(recipe: Recipe, suite: Suite, work: Path) -> None:
         on_log=on_log,
     )
     module.base_model.forward = eager
-    save(model, WEIGHTS / recipe.name)
+    tiny_models.save(model, WEIGHTS / recipe.name)
 
 
 def distil(suite: Suite) -> None:
@@ -155,7 +155,7 @@ def distil(suite: Suite) -> None:
             log({"event": "step", "name": PROXY, **row})
 
     proxy, _ = distil_proxy(cloud, DISTIL, samples, TuneConfig(), seed=1, on_log=on_log)
-    save(proxy, WEIGHTS / PROXY)
+    tiny_models.save(proxy, WEIGHTS / PROXY)
 
 
 def pack_whole(samples: list[Sample], model: LocalModel, row_tokens: int) -> Packed:
@@ -199,18 +199,6 @@ def tokenizer_of(recipe: Recipe, rows: list[Row]) -> PreTrainedTokenizerFast:
         for part in (f"user: {row.instruction}\n", f"{row.input}\n", "assistant:\n", row.output)
     )
     return tiny_models.train_tokenizer(recipe.family, recipe.vocabulary, texts)
-
-
-def save(model: LocalModel, directory: Path) -> None:
-    """An ordinary transformers directory with bfloat16 weights."""
-    model.module.generation_config = GenerationConfig(
-        max_new_tokens=64,
-        do_sample=False,
-        eos_token_id=model.eos_id,
-        pad_token_id=model.tokenizer.pad_token_id,
-    )
-    model.module.to(torch.bfloat16).save_pretrained(directory)
-    model.tokenizer.save_pretrained(directory)
 
 
 def score(model: LocalModel, suite: Suite) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import real_data
 import rival_alignment
+import tiny_models
+from pretrain_real import MODELS
 from provenance import commit
 
 from consort.align import Spans, SparseRows, Vocabulary
@@ -40,7 +42,7 @@ from consort.federated.cloud import Cloud
 from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.party import Device, PrivateRows
-from consort.models.local import LocalModel, load_model, save_model
+from consort.models.local import LocalModel, load_model
 from consort.training.adapters import (
     DOMAIN,
     SHARED,
@@ -51,16 +53,16 @@ from consort.training.adapters import (
 )
 from consort.training.answers import answer, made_up
 from consort.training.data import Sample
-from consort.training.mutual import Bridge
+from consort.training.lessons import Bridge
 from consort.training.proxy import distil_proxy, load_proxy
 
-MODELS, WORK = Path("runs/real_models"), Path("runs/real_co_tuning")
+WORK = Path("runs/real_co_tuning")
 RESULTS = Path(__file__).parent / "results"
 SCORES = RESULTS / "co_tuning"  # one file an arm and seed
 
 TUNE = TuneConfig(
     rounds=2,
-    domain_steps=60,
+    domain_steps=100,
     mutual_steps=150,
     proxy_share=0.6,
     proxy_kd_weight=0.1,
@@ -152,7 +154,7 @@ def prepare_proxy() -> Path:
             seed=0,
             on_log=lambda row: print("proxy", row, flush=True),
         )
-        save_model(proxy, folder)
+        tiny_models.save(proxy, folder)
     return folder
 
 

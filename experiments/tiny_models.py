@@ -8,6 +8,7 @@ training is done.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -176,3 +178,15 @@ def _only_special(tokenizer: Tokenizer, special: list[str]) -> Tokenizer:
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
     return Tokenizer.from_str(json.dumps(state))
+
+
+def save(model: LocalModel, directory: Path) -> None:
+    """An ordinary transformers directory with bfloat16 weights."""
+    model.module.generation_config = GenerationConfig(
+        max_new_tokens=64,
+        do_sample=False,
+        eos_token_id=model.eos_id,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )
+    model.module.to(torch.bfloat16).save_pretrained(directory)
+    model.tokenizer.save_pretrained(directory)

@@ -33,8 +33,9 @@ from consort.training.adapters import (
 )
 from consort.training.answers import answered, made_up
 from consort.training.data import Sample
+from consort.training.lessons import BridgeBuilder, Example, Learner
 from consort.training.loop import LogRow
-from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
+from consort.training.mutual import Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
 

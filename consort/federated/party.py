@@ -37,8 +37,9 @@ from consort.training.adapters import (
 )
 from consort.training.answers import answered
 from consort.training.data import Sample
+from consort.training.lessons import BridgeBuilder, Example, Learner
 from consort.training.loop import LogRow
-from consort.training.mutual import BridgeBuilder, Example, Learner, Pool, co_train, knowledge_of, pool_of
+from consort.training.mutual import Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
 

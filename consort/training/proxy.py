@@ -16,8 +16,9 @@ from consort.errors import ModelError
 from consort.models.local import LocalModel, load_model, wrap_model
 from consort.training.adapters import DOMAIN, SHARED, add_lora, use_adapters, write_adapter
 from consort.training.data import Sample
+from consort.training.lessons import Learner
 from consort.training.loop import LogRow
-from consort.training.mutual import Learner, co_train, pool_of
+from consort.training.mutual import co_train, pool_of
 from consort.training.prune import prune
 from consort.types import Adapter
 

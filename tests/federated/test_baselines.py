@@ -25,7 +25,8 @@ from consort.training.adapters import (
 )
 from consort.training.batches import states_of
 from consort.training.data import Sample, encode
-from consort.training.mutual import Learner, byte_bridge, co_train, knowledge_of, pool_of
+from consort.training.lessons import Learner, byte_bridge
+from consort.training.mutual import co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from tests.tunable_consort import rows, tunable_config
 
@@ -293,7 +294,7 @@ def test_each_side_learns_exactly_the_rows_where_the_other_predicts_the_answer_b
     words = ("nine", "400 euro", "grüße", "Köln", "on Sundays", "please", "once", "a machine stopped")
     public = [Sample(f"{number}? ", word) for number, word in enumerate(words)]
     # every row is drawn once a side; at learning rate 0 nobody gets better meanwhile
-    still = frozen(tuned(config, rounds=1, cloud_steps=4, mutual_steps=8))
+    still = frozen(tuned(config, rounds=1, cloud_steps=4, mutual_steps=16))
     learners = {site.device.name: slm(still, site) for site in sites(still)} | {"cloud": llm(still)}
     owners = {learner.model.vocabulary.sha256: name for name, learner in learners.items()}
     crossed = set()

@@ -19,7 +19,8 @@ from consort.training.adapters import (
     use_adapters,
 )
 from consort.training.data import Sample
-from consort.training.mutual import Learner, Pool, co_train, knowledge_of, pool_of
+from consort.training.lessons import Learner
+from consort.training.mutual import Pool, co_train, knowledge_of, pool_of
 from consort.types import Message
 from tests.tiny_models import escaped_spaces, tiny
 
