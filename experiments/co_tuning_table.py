@@ -40,6 +40,7 @@ PARTS = {
     "without_conditioning": "Co-PLMs without in-token conditioning",
     "rival_alignment": "Co-PLMs, edit distance and longest prefix",
     "slm_lora": "Co-PLMs, SLMs by LoRA instead of in full",
+    "update_32_bits": "Co-PLMs, adapters in 32 bits instead of 8",
 }
 LABELS = COMPARISON | PROXY_SIZED | PARTS
 METRICS = {"em": "EM", "rouge_l": "Rouge-L"}
@@ -114,7 +115,8 @@ def page(summary: Mapping[str, Any], *, measured: str) -> str:
             "",
             "FedLoRA and FedCoLLM need one architecture, so their devices serve the proxy, which has read",
             "the tasks' public rows and is two to three times as large as the devices' own models. Beside",
-            "them: the specialised proxies that Co-PLMs leaves on the devices.",
+            "them: the specialised proxies that Co-PLMs leaves on the devices, under the last broadcast.",
+            "All bytes are those of adapters in 8 bits; in 32, as published, they are four times as many.",
             "",
             *_proxy_sized(summary),
         ]
@@ -166,6 +168,7 @@ def _summary(
         },
         "uplink_bytes": _bytes_a_device(runs, "uplink_bytes"),
         "downlink_bytes": _bytes_a_device(runs, "downlink_bytes"),
+        "proxies_downlink_bytes": _bytes_a_device(runs, "proxies_downlink_bytes"),
         "memorised": [run["memorised"] for run in runs if "memorised" in run],
     }
 
@@ -190,7 +193,8 @@ def _scores(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, A
 
 
 def _bytes_a_device(runs: Sequence[Run], way: str) -> dict[str, float] | None:
-    return _score(np.mean(list(run[way].values())) for run in runs) if all(run[way] for run in runs) else None
+    counted = [run[way] for run in runs if run.get(way)]
+    return _score(np.mean(list(each.values())) for each in counted) if len(counted) == len(runs) else None
 
 
 def _mean(devices: Mapping[str, Mapping[str, float]], metric: str) -> float:
@@ -232,7 +236,8 @@ def _proxy_sized(summary: Mapping[str, Any]) -> list[str]:
             found = summary["arms"][arm]
             means = found["mean"] if arm in PROXY_SIZED else found["proxies_mean"]
             label = _label(arm, summary, len(found["seeds"])) + (", its proxies" if arm == "co_plms" else "")
-            traffic = [_kilobytes(found[way]) for way in ("uplink_bytes", "downlink_bytes")]
+            down = "downlink_bytes" if arm in PROXY_SIZED else "proxies_downlink_bytes"
+            traffic = [_kilobytes(found[way]) for way in ("uplink_bytes", down)]
             rows.append([label, *(_percent(means[metric]) for metric in METRICS), *traffic])
     return _table(["", "EM", "Rouge-L", "up", "down"], rows)
 

@@ -80,6 +80,7 @@ CHANGES: dict[str, Callable[[Config], Config]] = {
     "without_cloud_saml": lambda config: _tuned(config, cloud_steps=0),
     "without_conditioning": lambda config: _tuned(config, condition_in_token=False),
     "rival_alignment": lambda config: config,
+    "update_32_bits": lambda config: _tuned(config, update_bits=32),
     "slm_lora": lambda config: replace(
         config,
         devices=tuple(
@@ -265,7 +266,12 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
         if state:
             write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
         proxies[name] = _scores(proxy, data.devices[name].test, config)
-    return tuned, {"proxies": proxies, "memorised": _memorised(config, data, shared)}
+    last = len(outcome.cloud.broadcast)  # only who serves the proxy needs it
+    return tuned, {
+        "proxies": proxies,
+        "proxies_downlink_bytes": {name: size + last for name, size in down.items()},
+        "memorised": _memorised(config, data, shared),
+    }
 
 
 def _memorised(config: Config, data: real_data.RealData, shared: Any) -> dict[str, float]:

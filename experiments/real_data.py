@@ -72,7 +72,7 @@ def load(seed: int, *, test_rows: int = 200) -> RealData:
         taken = {(row["instruction"], row["input"]) for row in covered[:PUBLIC_ROWS]}
         own = [row for row in rows if (row["instruction"], row["input"]) not in taken]
         random.Random(f"device {name} {seed}").shuffle(own)
-        test = _rows(name, "test")
+        test = _unseen(_rows(name, "test"), rows)
         random.Random(f"test {name}").shuffle(test)
         used = PRIVATE_ROWS + UNLABELLED_ROWS
         devices[name] = DeviceRows(
@@ -87,13 +87,19 @@ def load(seed: int, *, test_rows: int = 200) -> RealData:
         ]
     for name in OTHER_TASKS:
         public[name] = [_sample(row) for row in _rows(name, "train")]
-        public_test += [_sample(row) for row in _rows(name, "test")[:20]]
+        public_test += [_sample(row) for row in _unseen(_rows(name, "test"), _rows(name, "train"))[:20]]
     return RealData(devices, public, public_test, lacked)
 
 
 def _rows(task: str, split: str) -> list[dict[str, str]]:
     with (data_dir() / "tasks" / task / f"{split}.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def _unseen(test: list[dict[str, str]], train: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Test rows whose prompt, as it is cut here, is no training row's: some tasks repeat a few."""
+    known = {_sample(row).prompt for row in train}
+    return [row for row in test if _sample(row).prompt not in known]
 
 
 def _sample(row: dict[str, str]) -> Sample:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from consort.config import Config, DeviceConfig
+from consort.config import Config, DeviceConfig, TuneConfig
 from consort.federated.aggregate import average_adapters
 from consort.federated.packets import encode_adapter, encode_knowledge
 from consort.federated.party import PrivateRows
@@ -99,16 +99,16 @@ def fed_lora(
     """FedAvg of one LoRA (exact products) on the proxy's architecture; with public rows, FedCoLLM's cloud
     step follows each round."""
     shared = read_adapter(_proxy(config, proxy_dir, None), SHARED)
-    uplink, downlink = {site.device.name: 0 for site in sites}, _adapter_bytes(shared)
+    uplink, downlink = {site.device.name: 0 for site in sites}, _adapter_bytes(shared, config.tune)
     llm_weights: Weights | None = None
     for round_number in range(config.tune.rounds):
         adapters = [_lora_round(config, site, shared, round_number, proxy_dir) for site in sites]
         for name, adapter in zip(uplink, adapters, strict=True):
-            uplink[name] += _adapter_bytes(adapter)
+            uplink[name] += _adapter_bytes(adapter, config.tune)
         shared = average_adapters(adapters, [len(site.rows.train) for site in sites], previous=shared).adapter
         if public:
             shared, llm_weights = _collm_cloud(config, shared, llm_weights, public, round_number, proxy_dir)
-        downlink += _adapter_bytes(shared)  # after the last round too: it is what the devices keep
+        downlink += _adapter_bytes(shared, config.tune)  # after the last round too: devices keep it
     return Tuned({}, dict.fromkeys(uplink, shared), llm_weights, uplink, dict.fromkeys(uplink, downlink))
 
 
@@ -271,9 +271,9 @@ def _loss(example: Example) -> float:
     )
 
 
-def _adapter_bytes(adapter: Adapter) -> int:
-    """Of one packet; float32 factors, as published."""
-    return len(encode_adapter(adapter, bits=32)[0])
+def _adapter_bytes(adapter: Adapter, tune: TuneConfig) -> int:
+    """Of one packet, in as many bits as ours: what is sent is compared. The values themselves stay exact."""
+    return len(encode_adapter(adapter, bits=tune.update_bits)[0])
 
 
 def _knowledge_bytes(taught: Sequence[Example]) -> int:
