@@ -164,8 +164,8 @@ def generate(
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         # transformers fills what is unset from the model's own generation_config, or with top_k = 50
-        top_k=0,
-        top_p=1.0,
+        top_k=0 if temperature > 0 else None,
+        top_p=1.0 if temperature > 0 else None,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         eos_token_id=model.eos_id,
