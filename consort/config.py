@@ -38,6 +38,9 @@ class ProxyConfig:
     width: float = 1.0  # share of the feed-forward width kept when pruned
     distil_steps: int = 300  # steps of CE + KL to the cloud on the public set; 0 takes the proxy as it is
     distil_learning_rate: float = 1e-3  # peak, as every learning rate here
+    distil_prompt_weight: float = (
+        0.3  # of cross-entropy on prompts: without it the proxy cannot make up prompts (docs/LOG.md)
+    )
     learning_rate: float = 1e-3  # of both adapters on a device
     cloud_learning_rate: float = (
         1e-3  # of the shared adapter in the cloud: lower, or it forgets the public rows

@@ -131,7 +131,14 @@ def base_config(seed: int) -> Config:
         cloud=ModelConfig(
             str(MODELS / "cloud"), "lora", lora_rank=16, lora_alpha=32.0, learning_rate=3e-4, max_tokens=256
         ),
-        proxy=ProxyConfig(layers=3, distil_steps=600, learning_rate=4e-3, shared_rank=8, domain_rank=8),
+        proxy=ProxyConfig(
+            layers=3,
+            distil_steps=800,
+            distil_learning_rate=2e-3,
+            learning_rate=4e-3,
+            shared_rank=8,
+            domain_rank=8,
+        ),
         devices=tuple(
             DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES
         ),

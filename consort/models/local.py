@@ -152,11 +152,12 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     batch_rows: int = 128,
 ) -> list[list[int]]:
-    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`.
-    Any order of lengths."""
+    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`
+    among the likeliest tokens that hold `top_p` of the probability. Any order of lengths."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     config = GenerationConfig(
@@ -165,7 +166,7 @@ def generate(
         temperature=temperature if temperature > 0 else None,
         # transformers fills what is unset from the model's own generation_config, or with top_k = 50
         top_k=0 if temperature > 0 else None,
-        top_p=1.0 if temperature > 0 else None,
+        top_p=top_p if temperature > 0 else None,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         eos_token_id=model.eos_id,

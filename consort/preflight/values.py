@@ -62,6 +62,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "width": Range(above=0, high=1),
         "distil_steps": COUNT_OR_NONE,
         "distil_learning_rate": POSITIVE,
+        "distil_prompt_weight": NOT_NEGATIVE,
         "cloud_learning_rate": POSITIVE,
         "learning_rate": POSITIVE,
         "shared_rank": COUNT,

@@ -9,6 +9,9 @@ from consort.models.local import LocalModel, generate
 from consort.training.data import Sample, prompt_ids
 from consort.types import Message
 
+# of the probability that made-up prompts are sampled from: a small model's tail is noise that derails it
+MADE_UP_MASS = 0.9
+
 
 def answer(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
     """Greedy answers as text, in the order of the samples; a long prompt loses its beginning."""
@@ -24,8 +27,8 @@ def answered(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: in
 
 
 def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) -> list[Sample]:
-    """Prompts the model makes up, sampled at temperature 1 after its template's opening; unanswered, without
-    repeats.
+    """Prompts the model makes up, sampled from the likely tokens after its template's opening; unanswered,
+    without repeats.
 
     This is how a device's proxy asks in the cloud what its device is asked, though no question ever left the
     device. A model can repeat what it has memorised: `experiments/real_co_tuning.py` counts how often it
@@ -38,7 +41,9 @@ def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) ->
     opening, closing = rendered.split(mark)
     # a template that opens with the question itself leaves only the end of the text before
     ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"] or [model.eos_id]
-    written = generate(model, [ids] * count, max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
+    written = generate(
+        model, [ids] * count, max_new_tokens=max_new_tokens, temperature=1.0, top_p=MADE_UP_MASS, seed=seed
+    )
     texts = dict.fromkeys(model.vocabulary.decode(continuation) for continuation in written)
     asked = [text.split(closing)[0] for text in texts if closing in text]
     return [Sample((Message("user", text),), None) for text in asked if text.strip()]

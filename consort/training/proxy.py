@@ -51,7 +51,12 @@ def distil_proxy(
         )
     if config.distil_steps == 0:
         return proxy, []
-    student = Learner(proxy, dict(proxy.module.named_parameters()), config.distil_learning_rate)
+    student = Learner(
+        proxy,
+        dict(proxy.module.named_parameters()),
+        config.distil_learning_rate,
+        prompt_weight=config.distil_prompt_weight,
+    )
     log = co_train(
         [student, Learner(cloud)],
         [pool_of(public)],
