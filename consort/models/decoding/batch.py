@@ -91,17 +91,20 @@ class Batch:
         self._swap(slot, len(self.rows) - 1)
         self.rows.pop()
 
-    def step(self, prompt_tokens: int) -> list[Written]:
-        """Write one token of every answer, and read about `prompt_tokens` of the prompts that wait."""
-        written = self._write()
-        for row, logits_V in self.read_prompts(prompt_tokens):
+    def step(self, prompt_tokens: int) -> tuple[list[Written], list[tuple[Row, Tensor]]]:
+        """Write one token of every answer, and read about `prompt_tokens` of the prompts that wait; with the
+        logits [V] of rows that now hold their place."""
+        written, holding = self._write(), []
+        for row, logits_V in self._read_prompts(prompt_tokens):
             if row.max_new_tokens:
                 self._swap(self.rows.index(row), self.writing)
                 self.writing += 1
                 written += self._chosen([row], logits_V[None])
-        return written
+            else:
+                holding.append((row, logits_V))
+        return written, holding
 
-    def read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
+    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
         """Read on in prompts, the oldest first; logits [V] of those that ended."""
         chosen: dict[int, int] = {}  # slot to tokens
         for slot in range(self.writing, len(self.rows)):

@@ -58,7 +58,7 @@ def test_rows_that_come_and_go_are_written_as_alone(model, prompt_tokens):
             batch.add(waiting.pop(0))
         if cancelled in batch.rows and len(cancelled.written) > 1:
             batch.remove(cancelled)
-        heard += batch.step(prompt_tokens)
+        heard += batch.step(prompt_tokens)[0]
         assert all(row.unread == [] for row in batch.rows[: batch.writing])
         if not holding.unread and rng.random() < 0.5:
             batch.extend([holding], [[8, 9]])
@@ -77,7 +77,7 @@ def test_rows_that_hold_their_place_are_extended_together_and_cut_back(model):
     for row in held:
         batch.add(row)
     while any(row.unread for row in held):
-        batch.read_prompts(2)
+        batch.step(2)
     batch.extend(held, [[40, 41], [42]])
     held[0].filled -= 1
     found = batch.extend(held[::-1], [[43], [44, 45, 46]])
@@ -94,7 +94,7 @@ def test_log_probabilities_come_with_alternatives_for_those_who_asked(model):
     batch.add(other)
     heard = []
     while batch.rows:
-        heard += batch.step(1000)
+        heard += batch.step(1000)[0]
     first = next(one for one in heard if one.row is asking)
     with torch.no_grad():
         logits = model.module(input_ids=torch.tensor([[5, 6]])).logits[0, -1, : model.vocabulary.size]
