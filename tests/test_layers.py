@@ -26,9 +26,9 @@ LAYERS = (
     {"types", "errors", "__init__"},
 )
 FRAMEWORKS = {
-    "torch": {"models/local.py", "models/zoo.py", "training"},
-    "transformers": {"models/local.py", "models/zoo.py", "training"},
-    "peft": {"models/local.py", "models/zoo.py", "training"},
+    "torch": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
+    "transformers": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
+    "peft": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py"},
 }

@@ -1,7 +1,7 @@
 """A transformers model on this machine: loading it, reading its hidden states, generating with it.
 
 Training reads the trunk (`hidden`) and the head apart, so that the fused losses never hold a full [tokens,
-vocabulary] matrix. Serving's own decode loop is not here: `generate` is transformers', batched.
+vocabulary] matrix. Generating is a loop over `decoding`'s batch; answering clients is not here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from consort.align import Vocabulary
 from consort.config import RuntimeConfig
 from consort.errors import ModelError
+from consort.models.decoding.batch import Batch, Row
+from consort.models.decoding.network import open_network
+from consort.models.decoding.sampling import Sampling, apart
 from consort.models.zoo import located
+
+PROMPT_TOKENS = 4096  # of a batch's prompts read at once: bounds the memory of a pass
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +150,6 @@ def save_model(model: LocalModel, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-@torch.no_grad()
 def generate(
     model: LocalModel,
     prompts: Sequence[Sequence[int]],
@@ -156,47 +160,34 @@ def generate(
     seed: int = 0,
     batch_rows: int = 128,
 ) -> list[list[int]]:
-    """Continuations of the prompts without the end token: greedy at temperature 0, else sampled from `seed`
-    among the likeliest tokens that hold `top_p` of the probability. Any order of lengths."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        # transformers fills what is unset from the model's own generation_config, or with top_k = 50
-        top_k=0 if temperature > 0 else None,
-        top_p=top_p if temperature > 0 else None,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=model.eos_id,
-        pad_token_id=model.eos_id,
+    """Continuations of the prompts without the end token, in any order of lengths: greedy at temperature 0,
+    else sampled among the likeliest tokens that hold `top_p` of the probability, each row from its own seed.
+    An answer ends where the model's context does."""
+    longest = max(map(len, prompts), default=0)
+    if longest >= model.context_tokens:
+        raise ModelError(
+            f"a prompt of {longest} tokens leaves no room for an answer",
+            where=model.name,
+            hint=f"its context is {model.context_tokens} tokens: shorten the prompt",
+        )
+    positions = min(longest + max_new_tokens, model.context_tokens)
+    waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    batch = Batch(
+        open_network(model, slots=min(batch_rows, len(prompts)), positions=positions), model.vocabulary
     )
-    for start in range(0, len(order), batch_rows):
-        rows = order[start : start + batch_rows]
-        ids, mask = _left_padded([prompts[row] for row in rows], pad_id=model.eos_id, device=model.device)
-        with (
-            torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
-            model.autocast(),
-        ):
-            torch.manual_seed(seed + start)
-            output = model.module.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        for row, written in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-            end = written.index(model.eos_id) if model.eos_id in written else len(written)
-            answers[row] = written[:end]
-    return answers
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    answers = [
+        Row(
+            list(prompt),
+            max_new_tokens=min(max_new_tokens, positions - len(prompt)),
+            sampling=Sampling(temperature, top_p, apart(seed, index)),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    while waiting or batch.rows:
+        for _ in range(min(batch.free, len(waiting))):
+            batch.add(answers[waiting.pop()])
+        batch.step(PROMPT_TOKENS)
+    return [row.written[:-1] if row.written[-1:] == [model.eos_id] else row.written for row in answers]
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Our own decode loop: networks with slots (`lean`, `module`), a batch that rows join and leave, sampling."""

@@ -1,0 +1,194 @@
+"""Continuous batching: answers join and leave between two steps, and every one is written as if it were
+alone.
+
+A step reads a bounded piece of the newcomers' prompts, then writes one token of every answer under way. Rows
+that write keep to the first slots of the cache, so that one pass reads them where they lie. Does not know
+text, threads or clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from consort.align import Vocabulary
+from consort.models.decoding.sampling import GREEDY, Sampling, choose, token_keys
+from consort.types import TopK
+
+
+class Network(Protocol):
+    """A model with a cache of `slots` texts of up to `positions` tokens each."""
+
+    slots: int
+    positions: int
+
+    def read(
+        self, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int], every: bool
+    ) -> Tensor:
+        """Append tokens to the texts in `slots` (ascending), which hold `starts` tokens: logits [rows, V]
+        after the last token of each row, or after `every` token, [tokens, V], row by row."""
+        ...
+
+    def swap(self, slot: int, other: int, num_tokens: int) -> None:
+        """Exchange two slots, which hold at most `num_tokens` tokens."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One text in the batch. It writes `max_new_tokens`, or, if that is 0, holds its place to be extended."""
+
+    unread: list[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    top_logprobs: int | None = None
+    filled: int = 0  # tokens in the cache
+    written: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A token that a row wrote; `top` are alternatives' ids and log-probabilities where the row asked for
+    them."""
+
+    row: Row
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    finish: Literal["stop", "length"] | None
+
+
+class Batch:
+    """Rows that share a network's slots."""
+
+    def __init__(self, network: Network, vocabulary: Vocabulary) -> None:
+        self.network, self.vocabulary = network, vocabulary
+        self.rows: list[Row] = []  # a row's place here is its slot; those that write come first
+        self.writing = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody holds."""
+        return self.network.slots - len(self.rows)
+
+    def add(self, row: Row) -> None:
+        """Take a slot; the prompt is read in the next steps."""
+        assert self.free
+        assert row.unread
+        assert len(row.unread) + row.max_new_tokens <= self.network.positions
+        self.rows.append(row)
+
+    def remove(self, row: Row) -> None:
+        """Free the row's slot at once."""
+        slot = self.rows.index(row)
+        if slot < self.writing:
+            self.writing -= 1
+            slot = self._swap(slot, self.writing)
+        self._swap(slot, len(self.rows) - 1)
+        self.rows.pop()
+
+    def step(self, prompt_tokens: int) -> tuple[list[Written], list[tuple[Row, Tensor]]]:
+        """Write one token of every answer, and read about `prompt_tokens` of the prompts that wait; with the
+        logits [V] of rows that now hold their place."""
+        written, holding = self._write(), []
+        for row, logits_V in self._read_prompts(prompt_tokens):
+            if row.max_new_tokens:
+                self._swap(self.rows.index(row), self.writing)
+                self.writing += 1
+                written += self._chosen([row], logits_V[None])
+            else:
+                holding.append((row, logits_V))
+        return written, holding
+
+    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
+        """Read on in prompts, the oldest first; logits [V] of those that ended."""
+        chosen: dict[int, int] = {}  # slot to tokens
+        for slot in range(self.writing, len(self.rows)):
+            unread = len(self.rows[slot].unread)
+            width = max([*chosen.values(), min(unread, prompt_tokens)])
+            if unread and (not chosen or width * (len(chosen) + 1) <= prompt_tokens):
+                chosen[slot] = min(unread, prompt_tokens)
+        if not chosen:
+            return []
+        rows = [self.rows[slot] for slot in chosen]
+        pieces = [row.unread[:count] for row, count in zip(rows, chosen.values(), strict=True)]
+        logits_RV = self._read(rows, pieces, list(chosen), every=False)
+        for row, piece in zip(rows, pieces, strict=True):
+            del row.unread[: len(piece)]
+        return [(row, logits_V) for row, logits_V in zip(rows, logits_RV, strict=True) if not row.unread]
+
+    def extend(self, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Append ids to rows that hold their place: logits [ids, V] after each id, one tensor a row."""
+        order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
+        slots = [self.rows.index(rows[index]) for index in order]
+        logits_NV = self._read([rows[i] for i in order], [pieces[i] for i in order], slots, every=True)
+        parts = torch.split(logits_NV, [len(pieces[index]) for index in order])
+        return [part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0])]
+
+    def _write(self) -> list[Written]:
+        rows = self.rows[: self.writing]
+        if not rows:
+            return []
+        pieces = [[row.written[-1]] for row in rows]
+        return self._chosen(rows, self._read(rows, pieces, range(len(rows)), every=False))
+
+    def _read(
+        self, rows: Sequence[Row], pieces: Sequence[Sequence[int]], slots: Sequence[int], *, every: bool
+    ) -> Tensor:
+        logits_NV = self.network.read(pieces, slots=slots, starts=[row.filled for row in rows], every=every)
+        for row, piece in zip(rows, pieces, strict=True):
+            row.filled += len(piece)
+        return logits_NV[:, : self.vocabulary.size]  # a head may have more rows than there are tokens
+
+    def _chosen(self, rows: Sequence[Row], logits_RV: Tensor) -> list[Written]:
+        """Each row's next token; rows that end leave."""
+        tokens = choose(
+            logits_RV,
+            [row.sampling for row in rows],
+            [len(row.written) for row in rows],
+            token_keys(self.vocabulary),
+        )
+        written = []
+        for row, token, logits_V in zip(rows, tokens, logits_RV, strict=True):
+            row.written.append(token)
+            finish: Literal["stop", "length"] | None = None
+            if token == self.vocabulary.eos_id:
+                finish = "stop"
+            elif len(row.written) == row.max_new_tokens:
+                finish = "length"
+            logprob, top = _logprobs(logits_V, token, row.top_logprobs)
+            written.append(Written(row, token, logprob, top, finish))
+        for one in written:
+            if one.finish:
+                self.remove(one.row)
+        return written
+
+    def _swap(self, slot: int, other: int) -> int:
+        """Exchange two rows; returns `other`, where the first then is."""
+        if slot != other:
+            rows = self.rows
+            self.network.swap(slot, other, max(rows[slot].filled, rows[other].filled))
+            rows[slot], rows[other] = rows[other], rows[slot]
+        return other
+
+
+def top_k(logits_V: Tensor, count: int) -> TopK:
+    """The `count` likeliest tokens and the mass of the others."""
+    logp_V = logits_V.double().log_softmax(-1)
+    logp_K, ids_K = logp_V.topk(min(count, len(logp_V)))
+    rest = max(0.0, -float(torch.expm1(logp_K.logsumexp(-1))))
+    return TopK(ids_K.cpu().numpy(), logp_K.cpu().numpy(), rest)
+
+
+def _logprobs(
+    logits_V: Tensor, token: int, count: int | None
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    if count is None:
+        return None, ()
+    logp_V = logits_V.float().log_softmax(-1)
+    values, ids = logp_V.topk(count)
+    return float(logp_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))

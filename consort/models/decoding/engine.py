@@ -1,0 +1,179 @@
+"""One worker thread that computes for everybody: answers are written in one batch, sessions extended in one
+pass.
+
+Others only leave orders; what comes of them is handed back through callables that the worker calls. Orders
+are obeyed between two steps. Does not know requests, text or event loops.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from consort.errors import ModelError
+from consort.models.decoding.batch import Batch, Row, Written
+
+PROMPT_TOKENS_ALONE = (
+    512  # of waiting prompts read in a step when nobody writes: a cancelled prompt ends soon
+)
+PROMPT_TOKENS_BESIDE = 64  # when others write, who wait as long as this takes: a few steps of theirs
+
+# Hears a token, or why there will be none; True ends the answer.
+Listener: TypeAlias = "Callable[[Written | ModelError], bool]"
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """Ids to append to a row that holds its place."""
+
+    row: Row
+    ids: Sequence[int]
+    logits: Future[Tensor]  # [ids, V]
+
+
+class Engine:
+    """A batch and the thread that steps it; `after_step` is called when a step's tokens have been heard."""
+
+    def __init__(
+        self, open_batch: Callable[[], Batch], *, answers: int, threads: int, after_step: Callable[[], None]
+    ) -> None:
+        self._open_batch, self._after_step = open_batch, after_step
+        self._answers, self._threads = answers, threads
+        self._batch = open_batch()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: deque[Row] = deque()
+        self._listeners: dict[Row, Listener] = {}
+        self._held: dict[Row, Future[Tensor]] = {}  # rows that hold their place; their prompts' last logits
+        self._extensions: list[Extension] = []
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def write(self, row: Row, listener: Listener) -> None:
+        """Write the row as soon as a slot is free."""
+
+        def order() -> None:
+            self._listeners[row] = listener
+            self._waiting.append(row)
+
+        self._orders.put(order)
+
+    def hold(self, row: Row) -> Future[Tensor]:
+        """Read the row's prompt and keep it until it is dropped: logits [V] after the prompt."""
+        logits: Future[Tensor] = Future()
+
+        def order() -> None:
+            if len(self._held) == self._batch.network.slots - self._answers:
+                error = ModelError(
+                    f"all {len(self._held)} sessions are taken", hint="close one, or raise `sessions`"
+                )
+                logits.set_exception(error)
+            else:
+                self._held[row] = logits
+                self._batch.add(row)
+
+        self._orders.put(order)
+        return logits
+
+    def extend(self, row: Row, ids: Sequence[int]) -> Future[Tensor]:
+        """Append ids to a row that holds its place: logits [ids, V] after each."""
+        extension = Extension(row, ids, Future())
+
+        def order() -> None:
+            if row in self._held:
+                self._extensions.append(extension)
+            else:
+                extension.logits.set_exception(ModelError("the session is closed"))
+
+        self._orders.put(order)
+        return extension.logits
+
+    def drop(self, row: Row) -> None:
+        """Free the row's slot, or its place in the queue; nothing is heard of it any more."""
+        self._orders.put(lambda: self._drop(row))
+
+    def close(self) -> None:
+        """Stop the thread after its present step."""
+        self._orders.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # what the opening thread was told does not hold in this one
+        while self._obey():
+            try:
+                self._step()
+            except (
+                Exception
+            ) as error:  # whatever a module raises: nobody may wait for ever, the next may work
+                self._fail(ModelError(f"the model failed while computing: {error}"))
+                self._batch = self._open_batch()
+            self._after_step()
+
+    def _obey(self) -> bool:
+        """Take all orders there are, and wait for one where nothing else is to be done; False to end."""
+        while True:
+            reading = any(row.unread for row in self._held)
+            idle = not (self._waiting or self._listeners or self._extensions or reading)
+            try:
+                order = self._orders.get(block=idle)
+            except queue.Empty:
+                return True
+            if order is None:
+                self._fail(ModelError("the model was closed"))
+                self._after_step()
+                return False
+            order()
+
+    def _step(self) -> None:
+        batch = self._batch
+        if self._extensions:
+            self._extend()
+        while self._waiting and len(batch.rows) - len(self._held) < self._answers:
+            batch.add(self._waiting.popleft())
+        written, read = batch.step(PROMPT_TOKENS_BESIDE if batch.writing else PROMPT_TOKENS_ALONE)
+        for row, logits_V in read:
+            self._held[row].set_result(logits_V)
+        for one in written:
+            ended = self._listeners[one.row](one)
+            if one.finish:
+                del self._listeners[one.row]
+            elif ended:
+                self._drop(one.row)
+
+    def _extend(self) -> None:
+        """All sessions that wait, in one pass; each once."""
+        now = {extension.row: extension for extension in reversed(self._extensions)}
+        found = self._batch.extend(list(now), [extension.ids for extension in now.values()])
+        self._extensions = [
+            extension for extension in self._extensions if now[extension.row] is not extension
+        ]
+        for extension, logits_TV in zip(now.values(), found, strict=True):
+            extension.logits.set_result(logits_TV)
+
+    def _drop(self, row: Row) -> None:
+        self._listeners.pop(row, None)
+        self._held.pop(row, None)
+        self._extensions = [extension for extension in self._extensions if extension.row is not row]
+        if row in self._waiting:
+            self._waiting.remove(row)
+        elif row in self._batch.rows:
+            self._batch.remove(row)
+
+    def _fail(self, error: ModelError) -> None:
+        """Tell everybody."""
+        for listener in self._listeners.values():
+            listener(error)
+        for logits in self._held.values():
+            if not logits.done():
+                logits.set_exception(error)
+        for extension in self._extensions:
+            extension.logits.set_exception(error)
+        self._listeners, self._held, self._extensions = {}, {}, []
+        self._waiting.clear()

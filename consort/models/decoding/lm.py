@@ -1,0 +1,216 @@
+"""A local model as the rest of consort asks it: streamed answers, and sessions whose distributions are read.
+
+Both are served by one engine, so what a session reads is what an answer is drawn from. Calls no tools. Holds
+the weights that the model had when it was opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from typing import TypeAlias
+
+from torch import Tensor
+
+from consort.errors import ModelError
+from consort.models.decoding.batch import Batch, Row, Written, top_k
+from consort.models.decoding.engine import Engine, Listener
+from consort.models.decoding.network import open_network
+from consort.models.decoding.sampling import Sampling
+from consort.models.decoding.text import TextWriter
+from consort.models.local import LocalModel
+from consort.types import Capability, Chunk, Request, TokenLogprob, TopK, Usage
+
+Heard: TypeAlias = "asyncio.Queue[Chunk | ModelError]"
+
+
+class LocalLM:
+    """A model on this machine (`types.TokenLM`).
+
+    Up to `answers` requests are written at once, others wait; up to `sessions` are open at once. Memory is
+    taken for both when it is opened: a cache of `context_tokens` each. `alternatives` is the K of a session's
+    distributions.
+    """
+
+    capabilities: frozenset[Capability] = frozenset({"logprobs", "text_completion"})
+
+    def __init__(
+        self,
+        model: LocalModel,
+        *,
+        answers: int = 8,
+        sessions: int = 4,
+        context_tokens: int = 4096,
+        alternatives: int = 64,
+    ) -> None:
+        self.name, self.model, self.tokenizer = model.name, model, model.vocabulary
+        self.context_tokens = min(context_tokens, model.context_tokens)
+        self._alternatives = alternatives
+        self._news: dict[asyncio.AbstractEventLoop, list[tuple[Heard, Chunk | ModelError]]] = {}
+        self._closed = False
+
+        def open_batch() -> Batch:
+            network = open_network(model, slots=answers + sessions, positions=self.context_tokens)
+            return Batch(network, model.vocabulary)
+
+        self._engine = Engine(
+            open_batch, answers=answers, threads=model.runtime.threads, after_step=self._deliver
+        )
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Answer piece by piece; ModelError where the request cannot be answered."""
+        row = self._row(request)
+        heard: Heard = asyncio.Queue()
+        self._engine.write(row, self._listener(request, row, heard))
+        try:
+            while True:
+                chunk = await heard.get()
+                if isinstance(chunk, ModelError):
+                    raise chunk
+                yield chunk
+                if chunk.finish_reason:
+                    return
+        finally:
+            self._engine.drop(row)  # a client that hangs up frees its slot before the next token
+
+    def open(self, request: Request) -> tuple[LocalSession, TopK]:
+        """Read the request; returns the session and the distribution of the first token of the answer."""
+        row = self._row(request)
+        row.max_new_tokens = 0
+        session = LocalSession(self._engine, row, alternatives=self._alternatives, limits=self._limits())
+        return session, top_k(self._engine.hold(row).result(), self._alternatives)
+
+    def close(self) -> None:
+        """Stop the thread; answers under way end with an error."""
+        self._closed = True
+        self._engine.close()
+
+    def _limits(self) -> tuple[int, int]:
+        return self.model.vocabulary.size, self.context_tokens
+
+    def _row(self, request: Request) -> Row:
+        """What the batch is to write; the one place where a request is refused."""
+        if self._closed:
+            raise ModelError("the model was closed", where=self.name)
+        if request.tools and request.tool_choice != "none":
+            raise ModelError(
+                "this model calls no tools", where=self.name, hint="ask another model, or leave out `tools`"
+            )
+        if request.max_tokens < 1:
+            raise ModelError("max_tokens must be at least 1", where=self.name)
+        ids = prompt_ids(self.model, request)
+        room = self.context_tokens - len(ids)
+        if room < 1:
+            raise ModelError(
+                f"the prompt has {len(ids)} tokens, and the context is {self.context_tokens}",
+                where=self.name,
+                hint="shorten it: the answer needs room too",
+            )
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        return Row(
+            ids,
+            max_new_tokens=min(request.max_tokens, room),
+            sampling=Sampling(request.temperature, request.top_p, seed),
+            top_logprobs=request.top_logprobs,
+        )
+
+    def _listener(self, request: Request, row: Row, heard: Heard) -> Listener:
+        """Turns tokens into chunks, in the worker's thread: a stop sequence ends the row before its next
+        token."""
+        text = TextWriter(self.tokenizer, stop=request.stop, beginning=not request.prompt)
+        prompt_tokens, loop = len(row.unread), asyncio.get_running_loop()
+
+        def listen(one: Written | ModelError) -> bool:
+            if isinstance(one, ModelError):
+                self._tell(loop, heard, one)
+                return True
+            ended = one.finish == "stop"
+            piece, logprobs = ("", ()) if ended else text.write(one.token, self._logprob(one))
+            if one.finish and not text.stopped:
+                rest, further = text.end()
+                piece, logprobs = piece + rest, logprobs + further
+            if not (one.finish or text.stopped):
+                if piece:
+                    self._tell(loop, heard, Chunk(piece, self.name, logprobs=logprobs))
+                return False
+            usage = Usage(prompt_tokens, len(row.written) - ended)
+            finish = "stop" if text.stopped else one.finish
+            self._tell(loop, heard, Chunk(piece, self.name, finish, usage, logprobs))
+            return True
+
+        return listen
+
+    def _logprob(self, one: Written) -> TokenLogprob | None:
+        if one.logprob is None:
+            return None
+        return TokenLogprob(
+            self._text(one.token), one.logprob, tuple((self._text(token), logp) for token, logp in one.top)
+        )
+
+    def _text(self, token: int) -> str:
+        return (self.tokenizer.token_bytes[token] or b"").decode(errors="replace")
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, heard: Heard, news: Chunk | ModelError) -> None:
+        self._news.setdefault(loop, []).append((heard, news))
+
+    def _deliver(self) -> None:
+        """Wake each event loop once a step, not once a token."""
+        for loop, news in self._news.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put, news)
+        self._news = {}
+
+
+def _put(news: Sequence[tuple[Heard, Chunk | ModelError]]) -> None:
+    for heard, one in news:
+        heard.put_nowait(one)
+
+
+class LocalSession:
+    """A text in the engine's cache (`types.Session`); used by one thread at a time."""
+
+    def __init__(self, engine: Engine, row: Row, *, alternatives: int, limits: tuple[int, int]) -> None:
+        self._engine, self._row, self._alternatives = engine, row, alternatives
+        self._vocabulary_size, self._context_tokens = limits
+        self._prompt_tokens = len(row.unread)
+
+    def extend(self, ids: Sequence[int]) -> list[TopK]:
+        """Append ids; returns the next-token distribution after each of them."""
+        if not ids:
+            return []
+        if not all(0 <= index < self._vocabulary_size for index in ids):
+            raise ModelError(f"ids run from 0 to {self._vocabulary_size - 1}")
+        if self._row.filled + len(ids) > self._context_tokens:
+            raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
+        logits: Future[Tensor] = self._engine.extend(self._row, list(ids))
+        return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the last ids; not those of the request."""
+        extended = self._row.filled - self._prompt_tokens
+        if not 0 <= num_tokens <= extended:
+            raise ModelError(f"cannot forget {num_tokens} of {extended} tokens")
+        self._row.filled -= num_tokens
+
+    def close(self) -> None:
+        """Release the cache."""
+        self._engine.drop(self._row)
+
+
+def prompt_ids(model: LocalModel, request: Request) -> list[int]:
+    """The request in the model's tokens: by the chat template, or the text to continue as it is."""
+    if request.prompt is not None:
+        ids: list[int] = model.tokenizer(request.prompt)["input_ids"]
+        return ids or [model.eos_id]  # an empty text begins where another ended
+    if not model.tokenizer.chat_template:
+        raise ModelError(
+            "this model has no chat template",
+            where=model.name,
+            hint="set chat_template to a Jinja file, or ask for a text completion",
+        )
+    turns = [{"role": message.role, "content": message.content} for message in request.messages]
+    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    rendered: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return rendered
