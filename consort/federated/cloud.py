@@ -131,7 +131,11 @@ class Cloud:
                     "proxy", average.adapter, sum(each.num_examples for each in contributions)
                 )
                 teachers = contributions if tune.cloud_teachers == "each" else [mean]
-                lessons = [lesson for each in teachers for lesson in self._lessons(each, seed)]
+                lessons = [
+                    lesson
+                    for number, each in enumerate(teachers)
+                    for lesson in self._lessons(each, seed + number)  # other noise for each, or all ask alike
+                ]
                 pools = [Pool(pools[0].examples, 1 - tune.samples_share), Pool(lessons, tune.samples_share)]
             # 3) SAML in the cloud
             learners = [

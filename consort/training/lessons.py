@@ -58,7 +58,6 @@ class Learner:
     learning_rate: float = 0.0
     max_tokens: int = 512
     kd_weight: float = 1.0  # of the divergence from its teacher; 0 learns from answers alone
-    partner_weight: float = 1.0  # of what a partner in the room says, beside 1 of knowledge that rows bring
     prompt_weight: float = 0.0  # of cross-entropy on the prompt's tokens, beside 1 on the answer's
     encoded: dict[Sample, Encoded] = field(
         default_factory=dict
@@ -174,8 +173,6 @@ def targets_of(
 ) -> SparseTargets | None:
     """Each example's teacher rows at the student's positions; rows without a teacher weigh nothing."""
     learner = student.learner
-    if learner.partner_weight == 0:
-        partner = None
     said = teach(partner, options) if partner is not None else []
     lessons: list[_Lesson] = []
     for number, (example, own) in enumerate(zip(examples, student.encoded, strict=True)):
@@ -185,18 +182,16 @@ def targets_of(
                 example.knowledge.spans,
                 example.knowledge.vocabulary,
             )
-            weight = 1.0
         elif partner is not None:
             rows, spans, vocabulary = (
                 said[number],
                 partner.encoded[number].spans,
                 partner.learner.model.vocabulary,
             )
-            weight = learner.partner_weight
         else:
             continue
         at_student = bridges.between(vocabulary, learner.model.vocabulary)(rows, spans, own.spans)
-        lessons.append(_Lesson(number, at_student, weight))
+        lessons.append(_Lesson(number, at_student))
     return _stacked(lessons, student, doubt=options.doubt) if lessons else None
 
 
@@ -206,7 +201,6 @@ class _Lesson:
 
     example: int
     rows: SparseRows
-    weight: float
 
 
 def _stacked(lessons: Sequence[_Lesson], student: Pass, *, doubt: float) -> SparseTargets:
@@ -220,7 +214,7 @@ def _stacked(lessons: Sequence[_Lesson], student: Pass, *, doubt: float) -> Spar
         rows, kept = lesson.rows, lesson.rows.ids.shape[1]
         place = slice(student.bounds[lesson.example], student.bounds[lesson.example + 1])
         ids[place, :kept], probs[place, :kept], rest[place] = rows.ids, rows.probs, rows.rest
-        weight[place] = rows.mask * lesson.weight * _trust(rows, labels_N[place]) ** doubt
+        weight[place] = rows.mask * _trust(rows, labels_N[place]) ** doubt
     device = student.labels_N.device
     return SparseTargets(*(torch.from_numpy(array).to(device) for array in (ids, probs, rest, weight)))
 
