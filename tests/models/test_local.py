@@ -36,3 +36,22 @@ def test_a_batch_of_prompts_is_answered_as_each_alone(architecture):
 def test_a_directory_without_a_model_says_what_to_give(tmp_path):
     with pytest.raises(ModelError, match="give a transformers directory"):
         load_model(tmp_path / "nothing", runtime=CPU)
+
+
+def test_a_models_own_generation_settings_colour_no_answer():
+    model = tiny("llama")
+    prompts = [model.vocabulary.encode("the clinic opens at")]
+    plain = generate(model, prompts, max_new_tokens=12)
+    drawn = generate(model, prompts, max_new_tokens=12, temperature=1.0, seed=3)
+    model.module.generation_config.repetition_penalty = 9.0
+    model.module.generation_config.top_k = 1
+    assert generate(model, prompts, max_new_tokens=12) == plain
+    assert generate(model, prompts, max_new_tokens=12, temperature=1.0, seed=3) == drawn
+    assert drawn != plain
+
+
+def test_next_to_no_probability_leaves_the_likeliest_token_alone():
+    model = tiny("gpt2")
+    prompts = [model.vocabulary.encode(text) for text in ("error", "what's the daily limit of")]
+    greedy = generate(model, prompts, max_new_tokens=8)
+    assert generate(model, prompts, max_new_tokens=8, temperature=1.0, top_p=1e-6, seed=5) == greedy
