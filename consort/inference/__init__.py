@@ -1,0 +1,1 @@
+"""Ways of answering together, a function each, and what they decide by. Loads no framework."""

@@ -1,0 +1,201 @@
+"""Private spans known by their form: secrets, URLs, e-mail, IBANs, cards, IP and MAC addresses, telephones.
+
+Checksums decide where there are any; otherwise a form, or a looser form beside a word that says what it is.
+Amounts, dates and versions are left alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from consort.inference.redaction import checksums
+from consort.inference.redaction.national_ids import called_ids, national_ids
+from consort.inference.redaction.spans import Span, disjoint
+
+_LONG = re.compile(r"(?<!\S)\S{16,}")
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk)[-_](?:[A-Za-z\d]+[-_])*[A-Za-z\d]{16,}"
+    r"|\bA(?:KI|SI)A[A-Z\d]{16}\b|\bgh[opsu]_[A-Za-z\d]{30,}|\bgithub_pat_\w{30,}|\bxox[abprs]-[\w-]{10,}"
+    r"|\bAIza[\w-]{35}|\bhf_[A-Za-z\d]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
+)
+_KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----")
+_NAMED_SECRET = re.compile(
+    r"\b(?:pass(?:word|wd|code|phrase)|pwd|api[ _-]?key|(?:access|auth|bearer|secret)[ _-]?(?:key|token))"
+    r"\s*(?:[:=]|\bis\b:?)\s*[\"']?(?=[^\s\"']*\d)([^\s\"'\[\]]{4,}?)(?=[\"',;.!?]*(?:\s|$|\[))",
+    re.IGNORECASE,
+)
+_SECRET_WORDS = ("pass", "pwd", "key", "token")
+_EMAIL = re.compile(r"(?<![\w.+%'-])[^\W_](?:[\w.+%'-]*\w)?@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+")
+_URL = re.compile(r"\b(?:[a-z][a-z\d+.-]*://|www\.)[^\s<>\"'`\[\]{}|\\^]+", re.IGNORECASE)
+_DOMAIN = re.compile(
+    r"(?<![\w@./-])((?:[^\W_](?:[\w-]*[^\W_])?\.)+)([a-z]{2,24})(?![\w-]|\.\w|\()(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?"
+)
+_GENERIC = frozenset(
+    "com org net edu gov mil int info biz name io ai app dev co tech online site shop store blog cloud xyz club"
+    " agency design media news live life world top pro mobi travel museum jobs email finance bank".split()
+)
+# Countries' domains, less those that also end a file's name (md, py, sh ...) or are English words (in, is, it ...).
+_COUNTRIES = frozenset(
+    "ac ad ae ag al ar ax az ba bb bd bf bg bh bi bm bn bo br bs bt bw bz ca cd cf cg ch ci ck cl cm cn cr cu cv"
+    " cy cz de dj dk dm dz ec ee eg er es et eu fi fj fm fo fr ga gd ge gf gg gh gi gl gm gn gp gq gr gt gu gw gy"
+    " hk hn hr ht hu id ie il im iq ir je jm jo jp ke kg kh ki km kn kp kr kw ky kz la lb lc li lk lr ls lt lu lv"
+    " ly ma mc mh mk mm mn mo mp mq mr mt mu mv mw mx mz na nc ne nf ng ni nl np nr nu nz om pa pe pf pg ph pk pn"
+    " pr pt pw qa re ro ru rw sa sb sc sd se sg si sk sl sm sn sr st sv sy sz tc td tf tg th tj tk tl tm tn tr tt"
+    " tv tw tz ua ug uk us uy uz va ve vg vn vu wf ws ye yt za zm zw".split()
+)
+_TRAILING = ".,;:!?)'*_"
+_IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:/\d\d?)?(?![\w]|\.\d)")
+_IPV6 = re.compile(r"(?<![\w:.])(?=[\da-f:.]*\d)(?=[\da-f]*:[\da-f.]*:)[\da-f:.]{3,45}(?<![:.])(?:/\d{1,3})?(?![\w:])", re.IGNORECASE)
+_MAC = re.compile(r"(?<![\w:-])[\da-f]{2}([:-])(?:[\da-f]{2}\1){4}[\da-f]{2}(?![\w:-])", re.IGNORECASE)
+_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z\d]){11,30}", re.IGNORECASE)
+_IBAN_LENGTHS = dict(
+    AD=24, AE=23, AL=28, AT=20, AZ=28, BA=20, BE=16, BG=22, BH=22, BR=29, BY=28, CH=21, CR=22, CY=28, CZ=24,
+    DE=22, DK=18, DO=28, EE=20, EG=29, ES=24, FI=18, FO=18, FR=27, GB=22, GE=22, GI=23, GL=18, GR=27, GT=28,
+    HR=21, HU=28, IE=22, IL=23, IQ=23, IS=26, IT=27, JO=30, KW=30, KZ=20, LB=28, LC=32, LI=21, LT=20, LU=20,
+    LV=21, LY=25, MC=27, MD=24, ME=22, MK=19, MR=27, MT=31, MU=30, NL=18, NO=15, PK=24, PL=28, PS=29, PT=25,
+    QA=29, RO=24, RS=22, SA=24, SC=31, SE=24, SI=19, SK=24, SM=27, ST=25, SV=28, TL=23, TN=24, TR=26, UA=29,
+    VA=22, VG=24, XK=20,
+)  # fmt: skip
+_CARD = re.compile(
+    r"(?<![\w-])(?<!\d[.,])(?:\d{12,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?|\d{4}([ -])\d{6}\2\d{4,5})"
+    r"(?![\w-]|[.,]\d)"
+)
+_CARD_PREFIX = re.compile(r"[2-6]|1800")
+_CARD_CUE = re.compile(r"\b(?:cards?|credit|debit|visa|mastercard|amex|maestro)\b", re.IGNORECASE)
+_IBAN_CUE = re.compile(r"\biban\b", re.IGNORECASE)
+_PHONE = re.compile(
+    r"(?<![\w/=#$€£-])(?<!\d[.,:])(?:\+ ?)?(?:\(\+?\d{1,5}\)|\d{1,15})"
+    r"(?:(?: ?\(\d{1,5}\) ?|[ .\-/–\u00a0]{1,3}|(?<=\)))\d{1,11})*"
+    r"(?: ?(?:x|ext\.?|extension|#) ?\d{1,6}\b)?(?![\w%€$£]|[.,:]\d)"
+)
+_EXTENSION = re.compile(r" ?(?:x|e|#)", re.IGNORECASE)
+_PHONE_CUE_BEFORE = re.compile(
+    r"\b(?:call(?:ing|ed)?|phone|tele(?:phone|fon)|tel|mobile|cell|cellphone|fax|text(?:ing)?|sms|whatsapp|reach"
+    r"|contact|dial|ring|messages?|answering|registered|landline|hotline|handy|numbers?)\b[^\d\n]*$",
+    re.IGNORECASE,
+)
+_PHONE_CUE_AFTER = re.compile(r"\s{0,2}[-(:]?\s?(?:office|fax|home|mobile|cell|work|phone|tel)\b", re.IGNORECASE)
+_NOT_A_PHONE_CUE = re.compile(r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b", re.IGNORECASE)
+_DATE_LIKE = re.compile(r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$")
+_THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
+_DIGITS = re.compile(r"\d(?:\D{0,3}\d){5,}")  # where a number worth a look may be
+_MARGIN = 24  # characters around the digits that may belong to the number
+_CUE_REACH = 40  # characters beside a number in which a word may say what it is
+
+
+def structured(text: str) -> list[Span]:
+    """Spans of every kind in `spans.STRUCTURED`, disjoint."""
+    found = [*_secrets(text), *_addresses(text), *called_ids(text)]
+    for digits in _DIGITS.finditer(text):
+        start, end = max(0, digits.start() - _MARGIN), digits.end() + _MARGIN
+        for numbers in (_ibans, _cards, _phones, national_ids):
+            found += numbers(text, start, end)
+    return disjoint(text, found)
+
+
+def _secrets(text: str) -> Iterator[Span]:
+    if any(_SECRET.search(long[0]) for long in _LONG.finditer(text)):
+        for match in _SECRET.finditer(text):
+            yield Span(*match.span(), "secret")
+    if "PRIVATE KEY" in text:
+        for match in _KEY_BLOCK.finditer(text):
+            yield Span(*match.span(), "secret")
+    small = text.lower()
+    if any(word in small for word in _SECRET_WORDS):
+        for match in _NAMED_SECRET.finditer(text):
+            yield Span(*match.span(1), "secret")
+
+
+def _addresses(text: str) -> Iterator[Span]:
+    """Of the network: URLs and bare domains, e-mail, IP, MAC."""
+    if "@" in text:
+        for match in _EMAIL.finditer(text):
+            yield Span(*match.span(), "email")
+    if "." in text:
+        for match in _DOMAIN.finditer(text):
+            if _is_domain(match[1], match[2], has_path=bool(match[3])):
+                yield Span(match.start(), _without_trailing(text, *match.span()), "url")
+    if text.count(".") >= 3:
+        for match in _IPV4.finditer(text):
+            yield Span(*match.span(), "ip")
+    if "://" in text or "www." in text.lower():
+        for match in _URL.finditer(text):
+            yield Span(match.start(), _without_trailing(text, *match.span()), "url")
+    if max(text.count(":"), text.count("-")) >= 5:
+        for match in _MAC.finditer(text):
+            yield Span(*match.span(), "mac")
+    if text.count(":") >= 2:
+        for match in _IPV6.finditer(text):
+            if _is_ipv6(match[0]):
+                yield Span(*match.span(), "ip")
+
+
+def _is_domain(labels: str, ending: str, *, has_path: bool) -> bool:
+    """A word's end and the next one's beginning without a space between look the same: "done.So"."""
+    return ending in _GENERIC or ending in _COUNTRIES or (has_path and labels.count(".") > 1)
+
+
+def _without_trailing(text: str, start: int, end: int) -> int:
+    """Punctuation at an address's end is the sentence's, unless a bracket of its own closes there."""
+    while text[end - 1] in _TRAILING and not (text[end - 1] == ")" and "(" in text[start:end]):
+        end -= 1
+    return end
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return not ipaddress.IPv6Interface(text).is_loopback
+    except ValueError:
+        return False
+
+
+def _ibans(text: str, start: int, end: int) -> Iterator[Span]:
+    for match in _IBAN.finditer(text, start, end):
+        length = _IBAN_LENGTHS.get(match[0][:2].upper(), 0)
+        places = [place for place in range(*match.span()) if text[place].isalnum()]
+        bare = "".join(text[place] for place in places[:length])
+        if len(bare) < length or not length:
+            continue
+        near = _IBAN_CUE.search(text, max(0, match.start() - _CUE_REACH), match.start())
+        if checksums.iban(bare) or near:
+            yield Span(match.start(), places[length - 1] + 1, "iban")
+
+
+def _cards(text: str, start: int, end: int) -> Iterator[Span]:
+    for match in _CARD.finditer(text, start, end):
+        digits = match[0].replace(" ", "").replace("-", "")
+        near = _CARD_CUE.search(text, max(0, match.start() - _CUE_REACH), match.start())
+        if near or (_CARD_PREFIX.match(digits) and checksums.luhn(digits)):
+            yield Span(*match.span(), "card")
+
+
+def _phones(text: str, start: int, end: int) -> Iterator[Span]:
+    for match in _PHONE.finditer(text, start, end):
+        number = match[0]
+        extension = _EXTENSION.search(number)
+        main = number[: extension.start()] if extension else number
+        digits = sum(character.isdigit() for character in main)
+        if not 6 <= digits <= 15 or _DATE_LIKE.match(main):
+            continue
+        if (digits >= 7 and _phone_form(main, digits)) or _phone_cue(text, match):
+            yield Span(*match.span(), "phone")
+
+
+def _phone_form(number: str, digits: int) -> bool:
+    """Whether so written it is a telephone's number whatever stands beside it."""
+    if number.startswith(("+", "(")) or (number.startswith("00") and digits >= 10):
+        return True
+    groups = re.split(r"\D+", number.strip("() "))
+    if len(groups) == 1 or (_THOUSANDS.match(number) and digits < 9):
+        return digits in (10, 11) and number.startswith("0")
+    if number.startswith("0"):
+        return digits >= 9 or len(groups) >= 3
+    return len(groups) >= 3 and digits >= 8
+
+
+def _phone_cue(text: str, match: re.Match[str]) -> bool:
+    before = text[max(0, match.start() - _CUE_REACH) : match.start()]
+    cued = _PHONE_CUE_BEFORE.search(before) and not _NOT_A_PHONE_CUE.search(before)
+    return bool(cued or _PHONE_CUE_AFTER.match(text, match.end()))
