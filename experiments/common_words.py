@@ -1,4 +1,4 @@
-"""Counts the ordinary English words that redaction takes for nobody's name: written small far more often than
+"""Counts the ordinary English words that redaction takes for nobody's name: written small more than twice as often as
 large inside a sentence, in the public English texts of the tasks and prompts.
 
 Writes consort/inference/redaction/words.txt. Never reads the labelled documents that redaction is measured on.
@@ -44,7 +44,7 @@ def common_words(least: int) -> list[str]:
                 small[word] += 1
             elif at >= 2 and INSIDE.fullmatch(text, at - 2, at):
                 large[word.lower()] += 1
-    return sorted(word for word, count in small.items() if count >= least and count > 3 * large[word])
+    return sorted(word for word, count in small.items() if count >= least and count > 2 * large[word])
 
 
 if __name__ == "__main__":

@@ -14,48 +14,54 @@ from consort.inference.redaction.spans import Span
 
 _LARGE = "NGCAPQRSTHVOFB"
 # Words of a street, town or country: large ones, initials, particles between them, abbreviations with a stop.
-_NAME = rf"(?:(?:e{{1,3}}|o|(?<=[NGCS])&)(?=[{_LARGE}])|c(?=[{_LARGE}])|[NGCAPQRV]|[STOI]\.?|'(?=[NG]))"
+_NAME = rf"(?:(?:[eu]{{1,3}}|o|(?<=[NGCS])&)(?=[{_LARGE}])|c(?=[{_LARGE}])|[NGCAPQRVF]|[STOI]\.?|'(?=[NG]))"
 _NUMBER = r"[dyD](?:[-/][dI](?![wu]))?"
 _FLAT = rf"(?:[Ff]\.?#?(?:{_NUMBER}|I)|B\.?(?:[FCNA]\.?)?)"
-_PART = rf"(?:{_NAME}{{1,6}}|{_NUMBER}|{_FLAT}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|d)|[wu]\.(?=d))"
+_PART = rf"(?:{_FLAT}|{_NAME}{{1,6}}|{_NUMBER}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|d)|[wu]\.(?=d))"
 _GAP = r"(?:\|?>|[,|]{0,3}|(?<=\|),\|?|\.(?=[Ff|,]))"
 _REST = rf"(?:{_GAP}{_PART})*"
 # A word nobody knows, or one made to name streets, beside a number; or an ordinary one between number and street.
 _CORE = (
-    rf"(?:{_NUMBER}(?:,?{_NUMBER})?,?(?:[CPAVQ]|e|I\.?){{0,4}}[NGRS]"
+    rf"(?:{_NUMBER}[NR]w{_NUMBER}|{_NUMBER}(?:,?{_NUMBER})?,?(?:[CPAVQ]|e|I\.?){{0,4}}[NGRS]"
     rf"|(?:(?:[CPAVQSO]|e|I\.?){{0,4}}[NGR](?:[CPAVQSNGRI]|e|\.){{0,4}}|S\.?(?:[CPAVQ]|e){{1,4}}),?{_NUMBER}"
-    rf"|B\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
+    rf"|(?:{_NUMBER},?)?B\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
 )
-_ADDRESS = re.compile(rf"(?<![#/-])(?P<it>{_CORE}{_REST})")
-_ANNOUNCED = re.compile(rf"(?P<it>{_PART}{_REST}(?:&{_PART}{_REST})?)")
+_ADDRESS = re.compile(rf"(?<![#/-])(?:{_FLAT},?)*{_CORE}{_REST}")
+_ANNOUNCED = re.compile(
+    rf"{_PART}{_REST}(?:&{_PART}{_REST})?|(?=[^!.&]{{0,9}}[|,])[dy](?:[,|]{{0,3}}[wugqd]){{2,9}}[,|]{{0,3}}[dD]"
+)
 _CORNER = re.compile(rf"{_PART}(?:\.?{_PART})*\.?&{_PART}(?:{_GAP}{_PART})*")
-_CORNER_WORDS = re.compile(r"\b(?:the )?(?:corner|intersection|junction) of (?:the )?", re.IGNORECASE)
+_CORNER_WORDS = re.compile(r"(?:corner|intersection|junction) of (?:the )?", re.IGNORECASE)
 _ANNOUNCING = re.compile(
-    r"\b(?:address(?: is| to| of mine is|:)|(?:located|lives?|living|lived|based|reside[sd]?|staying) (?:at|in|on)"
+    r"(?:address(?:es)?(?: of [^.\n]{1,60})?(?: is| to| was)?|(?:located|lives?|living|lived|based|resid(?:e[sd]?|ing)|staying) (?:at|in|on)"
     r"|(?:deliver|send|ship|sent|shipped|delivered|return|taxi|ride|directions) (?:it |this |that |them )?to"
-    r"|(?:meet|pick) (?:me|us|him|her|them)(?: up)? at|(?:stop|off|office is|offices are) at|station is on"
-    r"|(?:mailing|billing|shipping|home|postal) address|address)\s*:?\s*",
+    r"|(?:meet|pick) (?:me|us|him|her|them)(?: up)? at|(?:stop|off|offices? (?:is|are)) at|station is on)\s*:?\s*",
     re.IGNORECASE,
 )
 _CODE = re.compile(
-    r"\b(?:zip|postal|post)[ -]?code(?: is|:| =)?\s*:?\s*"
+    r"(?:zip|postal|post)[ -]?code(?: is|:| =)?\s*:?\s*"
     r"([A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}|(?:[A-Z]{1,2}-)?\d{3,6}(?:[- ]\d{2,4})?)\b",
     re.IGNORECASE,
 )
 
 
-def addresses(shapes: Shapes) -> Iterator[Span]:
-    """Addresses, and post codes that are called so."""
-    for start, end in shapes.matches(_ADDRESS):
+def addresses(seen: Shapes) -> Iterator[Span]:
+    """Addresses that show themselves."""
+    for start, end in seen.matches(_ADDRESS):
         yield Span(start, end, "address")
-    text = shapes.text
-    for words in _CORNER_WORDS.finditer(text):
-        corner = shapes.after(words.end(), _CORNER)
-        if corner:
-            yield Span(words.start(), corner[1], "address")
-    for words in _ANNOUNCING.finditer(text):
-        found = shapes.after(words.end(), _ANNOUNCED)
-        if found and any(character.isdigit() for character in text[slice(*found)]):
-            yield Span(*found, "address")
-    for code in _CODE.finditer(text):
+
+
+def announced_addresses(seen: Shapes, at: int) -> Iterator[Span]:
+    """What the word at a place of the text announces: an address, a street corner, a post code."""
+    code = _CODE.match(seen.text, at)
+    if code:
         yield Span(*code.span(1), "postcode")
+    words = _CORNER_WORDS.match(seen.text, at)
+    corner = words and seen.after(words.end(), _CORNER)
+    if corner:
+        the = 4 * (seen.text[max(0, at - 4) : at].lower() == "the ")
+        yield Span(at - the, corner[1], "address")
+    words = _ANNOUNCING.match(seen.text, at)
+    found = words and seen.after(words.end(), _ANNOUNCED)
+    if found and any(character.isdigit() for character in seen.text[slice(*found)]):
+        yield Span(*found, "address")

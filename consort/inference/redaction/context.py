@@ -9,75 +9,78 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from consort.inference.redaction.addresses import addresses
+from consort.inference.redaction.addresses import addresses, announced_addresses
 from consort.inference.redaction.shapes import Shapes, several_words, shapes
-from consort.inference.redaction.spans import Span, disjoint
+from consort.inference.redaction.spans import Span
 
 # A name: unknown words written large, with initials, particles, and ordinary large words that join them.
-_WORD = r"(?:[NG]|(?<=[NGCPQA])[CAPQS]|[CPQAS](?=[CPQAS]{0,2}[NG]))"
-_RUN = rf"{_WORD}(?:(?:I\.?|e{{1,3}}(?=[NGCAPIe])|'(?=[NG]))?{_WORD}|I\.(?=[NG]))*"
-_TITLED = re.compile(r"(?P<it>(?:[Tt]\.?){1,3}(?:[NGCAPQSx]|I\.?|e){0,3}[NGCAPQSx]|t\.(?:[ug]{1,3}))")
-_PERSON = re.compile(_RUN)
-_VOUCHED = re.compile(rf"G(?:I\.?|e{{1,3}})?{_WORD}{{0,3}}|{_WORD}?{_WORD}(?<=[NG][NG])")
+_FIRST = r"(?:[NG]|[CPQAS](?=[CPQAS]{0,2}(?:I')?[NG]))"
+_NEXT = "[NGCAPQS]"
+_RUN = rf"{_FIRST}(?:(?:I\.?|e{{1,3}}|I?'(?=[NG]))?{_NEXT}|I\.?(?![w'i&z]))*"
+_TITLED = re.compile(r"((?:[Tt]\.?){1,3}(?:[NGCAPQSx]|I\.?|e){0,3}[NGCAPQSx]|t\.(?:[ug]{1,3}))")
+_PERSON = re.compile(rf"{_RUN}|(?<=[NG],[NG]&)[CPQ]")
+_VOUCHED = re.compile(rf"G(?:I\.?|e{{1,3}})?{_NEXT}{{0,3}}|[NG]N")
 _SMALL_NAME = re.compile(r"g(?:w\.)?[ug]{0,2}")
 _LARGE = "[NGCAPQRSVOIx]"
 _COMPANY = re.compile(
-    rf"(?P<it>{_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE}))*,?O\.?"
+    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE}))*,?O\.?"
     rf"|(?<![,!])[NG],[NG]&[NG](?![,NG])"
     rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE}))+|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v))"
 )
 _EMPLOYER = re.compile(rf"(?:{_LARGE}|[&o](?={_LARGE}))+")
 _EMPLOYER_WORDS = re.compile(
-    r"\b(?:work(?:s|ed|ing)? (?:at|for)|employed (?:at|by)|joined|(?:ceo|cto|cfo|founder|employee|director|manager|owner)"
-    r" (?:of|at)|year at|hired by|acquired by|became|company called|invoice from|purchase from|interview at) ",
+    r"(?:work(?:s|ed|ing)? (?:at|for)|employed (?:at|by)|joined"
+    r"|(?:ceo|cto|cfo|founder|employee|director|manager|owner) (?:of|at)|year at|(?:hired|acquired) by|became"
+    r"|company called|(?:invoice|purchase) from|interview at) ",
     re.IGNORECASE,
 )
 _SAYS_NAME = re.compile(
-    r"\b(?:name(?:'s| is|:)|(?:is|was|am|are) (?:called|named)|named|called|call me|known as|signed|regards,|sincerely,"
-    r"|named (?:him|her|them|it)|follow up with|meet with|talk to|speak (?:to|with)|contact)[ \t\n]+",
+    r"(?:name(?:'s| is|:)|called|named(?: him| her| them| it)?|call me|known as|signed|regards,|sincerely,"
+    r"|follow up with|meet with|talk to|speak (?:to|with)|contact)\s+",
     re.IGNORECASE,
 )
 _SAID_NAME = re.compile(r"(?:[NGCHAPgu]|I\.?|e|(?<=[NGgu])w\.){0,4}[NGCAPgu]")
-_IN_PLACE = re.compile(rf"(?<=[io])(?P<it>(?:[AP]|{_RUN})(?:,[APN](?![,&]))?)")
+_IN_PLACE = re.compile(rf"(?<=[io])((?:[AP]|{_RUN})(?:,[APN](?![,&]))?)")
 _PLACE = re.compile(r"P+|q")
 _NATION = re.compile(r"[Qh]")
 _SEVERAL = re.compile(r"[cCPNQ]{2,4}|(?<=i)[wuqh]{2,3}")
 _DAY = re.compile(r"k")
-_MONTH_DATE = re.compile(r"(?:x|d)?,?o?m\.?(?:[dx]\b)?,?y|(?:x|d)o?m|m\.?[dx](?:,?y)?")
-_YEAR = re.compile(
-    r"\b(?:in|since|during|of|by|from|until|till|before|after|an?|the|around|about|circa|to|year|early|late|mid|summer"
-    r"|spring|autumn|fall|winter|founded|born|class of) ((?:19|20)\d\d)\b(?![-.,]?\d)",
-    re.IGNORECASE,
+_MONTH_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=[wi])m(?![NGCw])")
+_YEAR_BEFORE = frozenset(
+    "in since during of by from until till before after a an the around about circa to year early late mid summer"
+    " spring autumn fall winter founded born ( - –".split()
 )
 _DATE = re.compile(
     r"(?<![\w./-])(?:\d{1,2}([-/.])\d{1,2}\1(?:19|20)?\d\d|(?:19|20)\d\d([-/.])\d{1,2}\2\d{1,2})(?![\w/-]|\.\d)"
 )
-_AGE = re.compile(
-    r"\b(\d{1,3})(?=[ -]?(?:y/?o\b|years?[ -]of[ -]age|years?[ -]old|yrs?[ -]old))"
-    r"|(?:\b(?:turn(?:ed|s|ing)|aged|age[: ]|at the age of|age (?:of|is))[ :]?|\b(?:i'm|i am|he's|she's) (?=\d+(?:[.,!?;]| and |$)))"
-    r"(\d{1,3})\b(?!\s?%|[.,]\d)",
-    re.IGNORECASE,
+_AGE_AFTER = re.compile(
+    r"[ -]?(?:y/?o\b|y\.o\.|(?:years?|yrs?|months?|weeks?)[ -](?:of[ -]age|olds?\b|young\b)|(?:th|st|nd|rd) birthday)", re.IGNORECASE
 )
+_AGE_BEFORE = re.compile(r"\b(?:turn(?:ed|s|ing)|age[ds]?|age (?:of|is|was)|aged between)\W{1,2}$", re.IGNORECASE)
+_AGE_SAID = re.compile(r"\b(?:i'm|i am|he's|she's|he is|she is|i was) $", re.IGNORECASE)
+_AGE_ENDS = re.compile(r"[.!?]?(?:$|\s|,)(?![a-z]{2,}s\b|%)")
+_OLDEST = 125  # years
+_RULES = (
+    (_DAY, "date"), (_MONTH_DATE, "date"), (_COMPANY, "organisation"), (_TITLED, "person"), (_PERSON, "person"),
+    (_SMALL_NAME, "person"), (_IN_PLACE, "place"), (_PLACE, "place"), (_NATION, "nationality"),
+)  # fmt: skip
+_FOREIGN_RULES = tuple(
+    (rule, kind) for rule, kind in (*_RULES, (_VOUCHED, "person")) if rule not in (_PERSON, _IN_PLACE)
+)
+_NUMBER = re.compile(r"[dy]")
+_CUE = re.compile(r"[zv]")
 _FOREIGN = 0.4  # share of unknown small words from which a text is not English
 _ENOUGH_WORDS = 8  # to judge a text's language by
 
 
 def context(text: str) -> list[Span]:
-    """Spans of the kinds that no checksum knows, disjoint."""
+    """Spans of the kinds that no checksum knows; they may overlap."""
     seen = shapes(text)
-    found = [*addresses(seen), *_times(seen), *_companies(seen), *_places(seen)]
-    found += [Span(*name, "person") for name in _people(seen)]
-    return disjoint(text, found)
-
-
-def _people(seen: Shapes) -> Iterator[tuple[int, int]]:
-    yield from seen.matches(_TITLED)
-    yield from seen.matches(_VOUCHED if _is_foreign(seen) else _PERSON)
-    yield from seen.matches(_SMALL_NAME)
-    for words in _SAYS_NAME.finditer(seen.text):
-        name = seen.after(words.end(), _SAID_NAME)
-        if name:
-            yield name
+    foreign = _is_foreign(seen)
+    found = [*addresses(seen), *_times(seen), *_announced(seen)]
+    for rule, kind in _FOREIGN_RULES if foreign else _RULES:
+        found += [Span(start, end, kind) for start, end in seen.matches(rule)]
+    return found + [*_places_of_several_words(seen)]
 
 
 def _is_foreign(seen: Shapes) -> bool:
@@ -85,38 +88,43 @@ def _is_foreign(seen: Shapes) -> bool:
     return unknown + known >= _ENOUGH_WORDS and unknown > _FOREIGN * (unknown + known)
 
 
-def _companies(seen: Shapes) -> Iterator[Span]:
-    for place in seen.matches(_COMPANY):
-        yield Span(*place, "organisation")
-    for words in _EMPLOYER_WORDS.finditer(seen.text):
-        employer = seen.after(words.end(), _EMPLOYER)
-        if employer:
-            yield Span(*employer, "organisation")
+def _announced(seen: Shapes) -> Iterator[Span]:
+    for cue in _CUE.finditer(seen.shape):
+        at = seen.tokens[cue.start()].start()
+        yield from announced_addresses(seen, at)
+        for says, said, kind in ((_SAYS_NAME, _SAID_NAME, "person"), (_EMPLOYER_WORDS, _EMPLOYER, "organisation")):
+            words = says.match(seen.text, at)
+            found = words and seen.after(words.end(), said)
+            if found:
+                yield Span(*found, kind)
 
 
-def _places(seen: Shapes) -> Iterator[Span]:
-    if not _is_foreign(seen):
-        for place in seen.matches(_IN_PLACE):
-            yield Span(*place, "place")
-    for rule, kind in ((_PLACE, "place"), (_NATION, "nationality")):
-        for place in seen.matches(rule):
-            yield Span(*place, kind)
-    known = several_words()
+def _places_of_several_words(seen: Shapes) -> Iterator[Span]:
     for start, end in seen.matches(_SEVERAL):
         words = seen.text[start:end].lower()
-        for name in known:
+        for name in several_words():
             at = words.find(name)
             if at >= 0:
                 yield Span(start + at, start + at + len(name), "place")
 
 
 def _times(seen: Shapes) -> Iterator[Span]:
-    for rule in (_DAY, _MONTH_DATE):
-        for place in seen.matches(rule):
-            yield Span(*place, "date")
-    for match in _DATE.finditer(seen.text):
-        yield Span(*match.span(), "date")
-    for match in _YEAR.finditer(seen.text):
-        yield Span(*match.span(1), "date")
-    for match in _AGE.finditer(seen.text):
-        yield Span(*match.span(match.lastindex or 0), "age")
+    for number in _NUMBER.finditer(seen.shape):
+        token = seen.tokens[number.start()]
+        if number[0] == "d" and _is_age(seen.text, *token.span()):
+            yield Span(*token.span(), "age")
+        elif number[0] == "y" and number.start():
+            before = seen.tokens[number.start() - 1]
+            if before[0].lower() in _YEAR_BEFORE:
+                yield Span(*token.span(), "date")
+        date = _DATE.match(seen.text, token.start())
+        if date:
+            yield Span(*date.span(), "date")
+
+
+def _is_age(text: str, start: int, end: int) -> bool:
+    if end - start > 3 or not text[start:end].isdigit() or int(text[start:end]) > _OLDEST:
+        return False
+    before = text[max(0, start - 20) : start]
+    said = _AGE_SAID.search(before) and _AGE_ENDS.match(text, end)
+    return bool(said or _AGE_AFTER.match(text, end) or _AGE_BEFORE.search(before))

@@ -83,9 +83,9 @@ def national_ids(text: str, start: int, end: int) -> Iterator[Span]:
                 yield Span(*match.span(), "id")
 
 
-def called_ids(text: str) -> Iterator[Span]:
+def called_ids(text: str, start: int, end: int) -> Iterator[Span]:
     """Whatever is called an identity number in words: "passport no. X1234567"."""
-    for match in _CALLED_SOMETHING.finditer(text):
+    for match in _CALLED_SOMETHING.finditer(text, start, end):
         digits = sum(character.isdigit() for character in match[0])
         before = text[max(0, match.start() - _CUE_REACH) : match.start()]
         if digits >= _FEWEST_DIGITS and _CALLED.search(before):

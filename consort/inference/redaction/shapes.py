@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from operator import itemgetter
 
 # Shape characters, the word written large and small. Punctuation is itself; a new line is "|", the end of a
 # sentence "!", what no rule reads ";".
@@ -21,21 +22,25 @@ from importlib.resources import files
 #   P q  place           Q h  nationality      T t  title       e    particle
 #   S    street          R    street in one word    F f  flat, box     B  postal
 #   O    company's end   V v  company's word   m k  month, weekday
+#   z    a word that announces something (lists.toml, cues)
 #   I    one letter      d y D  number: short, year, long      i o &  in, of, and      c  C that begins a sentence
 _LISTS = (
-    ("public", "w", "w"), ("given", "G", "g"), ("places", "P", "q"), ("nationalities", "Q", "h"), ("company_words", "V", "v"),
-    ("company_ends", "O", "w"), ("streets", "S", "S"), ("units", "F", "f"), ("postal", "B", "B"), ("particles", "N", "e"),
-    ("titles", "T", "t"), ("months", "m", "m"), ("weekdays", "k", "k"),
+    ("public", "C", "w"), ("cues", "z", "z"), ("given", "G", "g"), ("places", "P", "q"), ("nationalities", "Q", "h"),
+    ("company_words", "V", "v"), ("company_ends", "O", "w"), ("streets", "S", "S"), ("units", "F", "f"),
+    ("postal", "B", "B"), ("particles", "N", "e"), ("titles", "T", "t"), ("months", "m", "m"), ("weekdays", "k", "k"),
+    ("function_words", "w", "w"),
 )  # fmt: skip
+_ENGLISH = "wCvVtzfFioc&"
+_NOT_IF_ORDINARY = "ghqtmkSB"
 _JOINTS = {"in": "i", "at": "i", "from": "i", "to": "i", "near": "i", "of": "o", "and": "&"}
 _TOKEN = re.compile(
-    r"\[[A-Z]+_\d+[A-Z]?\]|```[\s\S]*?(?:```|\Z)|[^\W\d_](?:[^\W\d_]|['’](?!s\b)(?=[^\W\d_])|-(?=[^\W\d_]))*(?![\d_])"
+    r"\[[A-Z]+_\d+[A-Z]?\]|P\. ?O\.(?=\s)|```[\s\S]*?(?:```|\Z)|[^\W\d_](?:[^\W\d_]|['’](?!s\b)(?=[^\W\d_])|-(?=[^\W\d_]))*(?![\d_])"
     r"|['’]s\b|\d+(?![\w])|\w+|\n|[^\w\s]"
 )
 _MARKS = {"\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", ".": ".", ",": ",", "-": "-", "/": "/", ">": ">",
-          "&": "&", '"': '"', "“": '"', "”": '"', "(": "(", ")": ")", "'": "'", "’": "'", "'s": "'", "’s": "'", "#": "#"}  # fmt: skip
+          "&": "&", "P.O.": "B", "P. O.": "B", '"': '"', "“": '"', "”": '"', "(": "(", ")": ")", "'": "'", "’": "'", "'s": ";", "’s": ";", "#": "#"}  # fmt: skip
 _BEGINS_SENTENCE = re.compile(r"""(?:^|(?<=[.!|>"(]))[>"'(-]{0,2}[CH]""")
-_ROMAN = re.compile(r"[IVXLC]{2,6}")
+_ROMAN = re.compile(r"[IVX]{2,6}")
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "n't")
 _CAMEL = re.compile(r"[^\W\d_A-Z][A-Z]")
 _NAME_CAMEL = re.compile(r"(?:Mc|Mac|Le|La|De|Di|Du|Van|Von|Fitz|O['’])[A-Z][^\WA-Z]+$")
@@ -45,72 +50,61 @@ _LONGEST_SHORT = 6  # digits of a house number or post code at most
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The tokens of a text: their shapes, and where each begins and ends."""
+    """A text, its tokens, and their shapes: one character a token."""
 
     text: str
     shape: str
-    starts: list[int]
-    ends: list[int]
+    tokens: list[re.Match[str]]
 
     def matches(self, rule: re.Pattern[str]) -> Iterator[tuple[int, int]]:
-        """Characters [start, end) of what a rule over shapes matches; its group "it" where it has one."""
-        group = "it" if "it" in rule.groupindex else 0
+        """Characters [start, end) of what a rule over shapes matches."""
         for match in rule.finditer(self.shape):
-            first, last = match.span(group)
-            if last > first:
-                yield self.starts[first], self.ends[last - 1]
+            yield self.tokens[match.start()].start(), self.tokens[match.end() - 1].end()
 
     def after(self, end: int, rule: re.Pattern[str]) -> tuple[int, int] | None:
         """Characters of what a rule matches in the tokens that begin at or after `end`."""
-        match = rule.match(self.shape, bisect_left(self.starts, end))
-        return (self.starts[match.start()], self.ends[match.end() - 1]) if match and match[0] else None
+        match = rule.match(self.shape, bisect_left(self.tokens, end, key=re.Match.start))
+        return (self.tokens[match.start()].start(), self.tokens[match.end() - 1].end()) if match else None
 
 
 def shapes(text: str) -> Shapes:
     """Cut a text into tokens, and give each its shape."""
+    tokens = [*_TOKEN.finditer(text)]
+    words = [*map(itemgetter(0), tokens)]
     known = _lexicon()
-    tokens = list(_TOKEN.finditer(text))
+    letters = [*map(known.get, words)]
     new: dict[str, str] = {}
-    letters = []
-    for match in tokens:
-        token = match[0]
-        letter = known.get(token) or new.get(token)
+    for place, letter in enumerate(letters):
         if letter is None:
-            letter = new[token] = _shape(token)
-        letters.append(letter)
-    shape = _BEGINS_SENTENCE.sub(lambda begun: begun[0].replace("C", "c").replace("H", "c"), "".join(letters))
-    return Shapes(text, shape.replace("H", "G"), [*map(re.Match.start, tokens)], [*map(re.Match.end, tokens)])
+            word = words[place]
+            letters[place] = new.get(word) or new.setdefault(word, _shape(word))
+    shape = "".join(map(str, letters))
+    shape = _BEGINS_SENTENCE.sub(lambda begun: begun[0].replace("C", "c").replace("H", "c"), shape)
+    return Shapes(text, shape.replace("H", "G"), tokens)
 
 
 def _shape(token: str) -> str:
-    """Of a token that no list holds as it stands."""
-    if token in _MARKS:
-        return _MARKS[token]
+    """Of a token that is not in the lexicon as it stands."""
     if not token[0].isalpha():
         return _number_shape(token)
-    known, small = _lexicon(), token.lower()
-    if token == small and len(token) == 1:
-        return "w"
+    small = token.lower()
     if token == small:
-        return known.get(small) or ("w" if _ordinary(small) else "u")
+        return "w" if len(token) == 1 or _ordinary(small) else "h" if _nation(small) else "u"
     if len(token) == 1:
         return "I"
-    large = _large_shapes().get(small)
-    if large:
-        return large
     if token.isupper():
-        return "w" if _ROMAN.fullmatch(token) else _upper_shape(small)
+        return _lexicon().get(token.capitalize()) or _capitals_shape(token)
     if _CAMEL.search(token) and not _NAME_CAMEL.match(token) and "-" not in token:
         return "x"
     if small.endswith(_street_endings()):
         return "R"
-    return "C" if _ordinary(small) else "N"
+    return "C" if _ordinary(small) else "Q" if _nation(small) else "N"
 
 
-def _upper_shape(small: str) -> str:
-    if _ordinary(small):
-        return "C"
-    return "A" if len(small) <= _FEW_CAPITALS else "N"
+def _capitals_shape(token: str) -> str:
+    if _ROMAN.fullmatch(token):
+        return "w"
+    return "C" if _ordinary(token.lower()) else "A" if len(token) <= _FEW_CAPITALS else "N"
 
 
 def _number_shape(token: str) -> str:
@@ -123,36 +117,32 @@ def _number_shape(token: str) -> str:
 
 
 def _ordinary(small: str) -> bool:
-    """Whether a small word is English: listed, an inflection of what is, or joined of such."""
+    """Whether a small word is an inflection of an English word, or joined of such."""
     known = _lexicon()
-    if small in known:
-        return known[small] in "wvtiof&"
+    if known.get(small, "u") in _ENGLISH:
+        return True
     if "-" in small:
         return all(len(part) < 3 or _ordinary(part) for part in small.split("-"))
-    return any(small.endswith(ending) and known.get(small.removesuffix(ending)) == "w" for ending in _ENDINGS)
+    return any(small.endswith(ending) and known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS)
+
+
+def _nation(small: str) -> bool:
+    """Whether a small word is the plural of a nationality or faith."""
+    return any(_lexicon().get(small.removesuffix(plural)) == "h" for plural in ("s", "es"))
 
 
 @cache
 def _lexicon() -> Mapping[str, str]:
-    """Shapes of small words."""
-    shapes_of = dict.fromkeys(_words(), "w")
-    for name, _, small_shape in _LISTS:
+    """Shapes of marks, and of words written small or with a capital letter."""
+    ordinary = (files(__package__) / "words.txt").read_text(encoding="utf-8").split()
+    lexicon = dict.fromkeys(ordinary, "w") | dict.fromkeys(map(str.capitalize, ordinary), "C")
+    doubtful = {"G": "H", "N": "C"}  # an ordinary word too: its capital may just begin a sentence
+    for name, large, small in _LISTS:
         for word in _lists()[name]:
-            if small_shape in "xemwutS" or word not in shapes_of:
-                shapes_of.setdefault(word, small_shape)
-    return shapes_of | _JOINTS
-
-
-@cache
-def _large_shapes() -> Mapping[str, str]:
-    """Shapes of listed words that begin with a capital letter; what is also an ordinary word is doubtful."""
-    ordinary = set(_words())
-    doubtful = {"G": "H", "N": "C"}
-    return {
-        word: doubtful.get(large, large) if word in ordinary else large
-        for name, large, _ in _LISTS
-        for word in _lists()[name]
-    }
+            is_ordinary = lexicon.get(word) == "w"
+            lexicon[word.capitalize()] = doubtful.get(large, large) if is_ordinary else large
+            lexicon[word] = "w" if is_ordinary and small in _NOT_IF_ORDINARY else small
+    return lexicon | _JOINTS | _MARKS | {"Do": "w", "Ten": "C", "I": "I", "A": "I"}
 
 
 @cache
@@ -161,14 +151,9 @@ def _street_endings() -> tuple[str, ...]:
 
 
 @cache
-def several_words() -> Mapping[str, str]:
-    """Places of two or three words: the shape of their first word's beginning is not enough."""
-    return {name.replace("_", " "): "place" for name in _lists()["places"] if "_" in name}
-
-
-@cache
-def _words() -> tuple[str, ...]:
-    return tuple((files(__package__) / "words.txt").read_text(encoding="utf-8").split())
+def several_words() -> tuple[str, ...]:
+    """Places of two or three words."""
+    return tuple(name.replace("_", " ") for name in _lists()["places"] if "_" in name)
 
 
 @cache

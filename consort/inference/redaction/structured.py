@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from consort.inference.redaction import checksums
 from consort.inference.redaction.national_ids import called_ids, national_ids
-from consort.inference.redaction.spans import Span, disjoint
+from consort.inference.redaction.spans import Span
 
 _LONG = re.compile(r"(?<!\S)\S{16,}")
 _SECRET = re.compile(
@@ -29,6 +29,7 @@ _NAMED_SECRET = re.compile(
 _SECRET_WORDS = ("pass", "pwd", "key", "token")
 _EMAIL = re.compile(r"(?<![\w.+%'-])[^\W_](?:[\w.+%'-]*\w)?@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+")
 _URL = re.compile(r"\b(?:[a-z][a-z\d+.-]*://|www\.)[^\s<>\"'`\[\]{}|\\^]+", re.IGNORECASE)
+_DOTTED = re.compile(r"\w\.[a-z]")
 _DOMAIN = re.compile(
     r"(?<![\w@./-])((?:[^\W_](?:[\w-]*[^\W_])?\.)+)([a-z]{2,24})(?![\w-]|\.\w|\()(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?"
 )
@@ -80,19 +81,23 @@ _PHONE_CUE_AFTER = re.compile(r"\s{0,2}[-(:]?\s?(?:office|fax|home|mobile|cell|w
 _NOT_A_PHONE_CUE = re.compile(r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b", re.IGNORECASE)
 _DATE_LIKE = re.compile(r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$")
 _THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
-_DIGITS = re.compile(r"\d(?:\D{0,3}\d){5,}")  # where a number worth a look may be
+_DIGITS = re.compile(r"\d(?:\D{0,3}\d){3,}")  # where a number worth a look may be
+_FEWEST_DIGITS = 6  # of a number that nothing announces
 _MARGIN = 24  # characters around the digits that may belong to the number
 _CUE_REACH = 40  # characters beside a number in which a word may say what it is
 
 
 def structured(text: str) -> list[Span]:
-    """Spans of every kind in `spans.STRUCTURED`, disjoint."""
-    found = [*_secrets(text), *_addresses(text), *called_ids(text)]
+    """Spans of every kind in `spans.STRUCTURED`; they may overlap."""
+    found = [*_secrets(text), *_addresses(text)]
     for digits in _DIGITS.finditer(text):
         start, end = max(0, digits.start() - _MARGIN), digits.end() + _MARGIN
+        found += called_ids(text, start, end)
+        if sum(map(str.isdigit, digits[0])) < _FEWEST_DIGITS:
+            continue
         for numbers in (_ibans, _cards, _phones, national_ids):
             found += numbers(text, start, end)
-    return disjoint(text, found)
+    return found
 
 
 def _secrets(text: str) -> Iterator[Span]:
@@ -113,7 +118,7 @@ def _addresses(text: str) -> Iterator[Span]:
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield Span(*match.span(), "email")
-    if "." in text:
+    if _DOTTED.search(text):
         for match in _DOMAIN.finditer(text):
             if _is_domain(match[1], match[2], has_path=bool(match[3])):
                 yield Span(match.start(), _without_trailing(text, *match.span()), "url")
