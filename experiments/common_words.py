@@ -1,7 +1,8 @@
-"""Counts the ordinary English words that redaction takes for nobody's name: written small more than twice as often as
-large inside a sentence, in the public English texts of the tasks and prompts.
+"""Counts the ordinary English words that redaction takes for nobody's name.
 
-Writes consort/inference/redaction/words.txt. Never reads the labelled documents that redaction is measured on.
+A word is ordinary when it is written small more than twice as often as large inside a sentence, in the public
+English texts of the tasks and prompts. Writes consort/inference/redaction/words.txt. Never reads the labelled
+documents that redaction is measured on.
 
 python experiments/common_words.py [--least 5]
 """
@@ -20,8 +21,10 @@ from pathlib import Path
 
 DATA = Path(os.environ.get("CONSORT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 WORDS = Path(__file__).parents[1] / "consort" / "inference" / "redaction" / "words.txt"
-FILES = ("tasks/school/train.jsonl", "tasks/clinic/train.jsonl", "tasks/bank/train.jsonl", "tasks/sni/*/train.jsonl",
-         "prompts/spec_bench.jsonl", "outcomes/mmlu.jsonl")  # fmt: skip
+FILES = (
+    "tasks/school/train.jsonl", "tasks/clinic/train.jsonl", "tasks/bank/train.jsonl",
+    "tasks/sni/*/train.jsonl", "prompts/spec_bench.jsonl", "outcomes/mmlu.jsonl",
+)  # fmt: skip
 WORD = re.compile(r"(?<![\w'@/.])[A-Za-z][a-z']*[a-z](?![\w@/])")
 INSIDE = re.compile(r"[a-z,] ")  # what stands before a word inside a sentence
 

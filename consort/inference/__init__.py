@@ -1,1 +1,1 @@
-"""Ways of answering together, a function each, and what they decide by. Loads no framework."""
+"""Ways of answering together, one file a strategy: a function, or one that makes it of others."""

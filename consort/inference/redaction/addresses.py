@@ -20,22 +20,24 @@ _FLAT = rf"(?:[Ff]\.?#?(?:{_NUMBER}|I)|B\.?(?:[FCNA]\.?)?)"
 _PART = rf"(?:{_FLAT}|{_NAME}{{1,6}}|{_NUMBER}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|d)|[wu]\.(?=d))"
 _GAP = r"(?:\|?>|[,|]{0,3}|(?<=\|),\|?|\.(?=[Ff|,]))"
 _REST = rf"(?:{_GAP}{_PART})*"
-# A word nobody knows, or one made to name streets, beside a number; or an ordinary one between number and street.
+# A word nobody knows or made to name streets, beside a number; an ordinary one between number and street.
 _CORE = (
     rf"(?:{_NUMBER}[NR]w{_NUMBER}|{_NUMBER}(?:,?{_NUMBER})?,?(?:[CPAVQ]|e|I\.?){{0,4}}[NGRS]"
     rf"|(?:(?:[CPAVQSO]|e|I\.?){{0,4}}[NGR](?:[CPAVQSNGRI]|e|\.){{0,4}}|S\.?(?:[CPAVQ]|e){{1,4}}),?{_NUMBER}"
     rf"|(?:{_NUMBER},?)?B\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
 )
-_ADDRESS = re.compile(rf"(?<![#/-])(?:{_FLAT},?)*{_CORE}{_REST}")
+_ADDRESS = re.compile(rf"(?<![#/-])(?:{_FLAT},?){{0,3}}{_CORE}{_REST}")
 _ANNOUNCED = re.compile(
     rf"{_PART}{_REST}(?:&{_PART}{_REST})?|(?=[^!.&]{{0,9}}[|,])[dy](?:[,|]{{0,3}}[wugqd]){{2,9}}[,|]{{0,3}}[dD]"
 )
-_CORNER = re.compile(rf"{_PART}(?:\.?{_PART})*\.?&{_PART}(?:{_GAP}{_PART})*")
+_CORNER = re.compile(rf"[NGCAPQRSTVOFBeoI'dyD.,]{{1,12}}?&{_PART}{_REST}")
 _CORNER_WORDS = re.compile(r"(?:corner|intersection|junction) of (?:the )?", re.IGNORECASE)
 _ANNOUNCING = re.compile(
-    r"(?:address(?:es)?(?: of [^.\n]{1,60})?(?: is| to| was)?|(?:located|lives?|living|lived|based|resid(?:e[sd]?|ing)|staying) (?:at|in|on)"
+    r"(?:address(?:es)?(?: of [^.\n]{1,60})?(?: is| to| was)?"
+    r"|(?:located|lives?|living|lived|based|resid(?:e[sd]?|ing)|staying) (?:at|in|on)"
     r"|(?:deliver|send|ship|sent|shipped|delivered|return|taxi|ride|directions) (?:it |this |that |them )?to"
-    r"|(?:meet|pick) (?:me|us|him|her|them)(?: up)? at|(?:stop|off|offices? (?:is|are)) at|station is on)\s*:?\s*",
+    r"|(?:meet|pick) (?:me|us|him|her|them)(?: up)? at|(?:stop|off|offices? (?:is|are)) at|station is on)"
+    r"\s*:?\s*",
     re.IGNORECASE,
 )
 _CODE = re.compile(

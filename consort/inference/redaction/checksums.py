@@ -14,8 +14,8 @@ _VERHOEFF_TURN = (
     (2, 7, 9, 3, 8, 0, 6, 4, 1, 5), (7, 0, 4, 6, 9, 1, 3, 2, 5, 8),
 )  # fmt: skip
 _CODICE_ODD = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", (
-    1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16,
-    10, 22, 25, 24, 23), strict=True))  # fmt: skip
+    1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14,
+    16, 10, 22, 25, 24, 23), strict=True))  # fmt: skip
 
 
 def luhn(digits: str) -> bool:
@@ -58,7 +58,7 @@ def fi_hetu(text: str) -> bool:
 
 
 def de_tax(digits: str) -> bool:
-    """Steuer-Identifikationsnummer: ISO 7064 mod 11, 10; one of its ten digits stands there twice or thrice."""
+    """Steuer-Identifikationsnummer: ISO 7064 mod 11, 10; one of ten digits stands there twice or thrice."""
     product = 10
     for digit in digits[:10]:
         product = 2 * ((int(digit) + product) % 10 or 10) % 11

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 
 from consort.inference.redaction.addresses import addresses, announced_addresses
-from consort.inference.redaction.shapes import Shapes, several_words, shapes
+from consort.inference.redaction.lexicon import several_words, words
+from consort.inference.redaction.shapes import Shapes, shapes
 from consort.inference.redaction.spans import Span
 
 # A name: unknown words written large, with initials, particles, and ordinary large words that join them.
@@ -23,9 +24,9 @@ _VOUCHED = re.compile(rf"G(?:I\.?|e{{1,3}})?{_NEXT}{{0,3}}|[NG]N")
 _SMALL_NAME = re.compile(r"g(?:w\.)?[ug]{0,2}")
 _LARGE = "[NGCAPQRSVOIx]"
 _COMPANY = re.compile(
-    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE}))*,?O\.?"
+    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE})){{0,8}},?O\.?"
     rf"|(?<![,!])[NG],[NG]&[NG](?![,NG])"
-    rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE}))+|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v))"
+    rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE})){{1,8}}|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v))"
 )
 _EMPLOYER = re.compile(rf"(?:{_LARGE}|[&o](?={_LARGE}))+")
 _EMPLOYER_WORDS = re.compile(
@@ -46,6 +47,7 @@ _NATION = re.compile(r"[Qh]")
 _SEVERAL = re.compile(r"[cCPNQ]{2,4}|(?<=i)[wuqh]{2,3}")
 _DAY = re.compile(r"k")
 _MONTH_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=[wi])m(?![NGCw])")
+_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=[wi])m(?![NGCw])")
 _YEAR_BEFORE = frozenset(
     "in since during of by from until till before after a an the around about circa to year early late mid summer"
     " spring autumn fall winter founded born ( - –".split()
@@ -54,15 +56,19 @@ _DATE = re.compile(
     r"(?<![\w./-])(?:\d{1,2}([-/.])\d{1,2}\1(?:19|20)?\d\d|(?:19|20)\d\d([-/.])\d{1,2}\2\d{1,2})(?![\w/-]|\.\d)"
 )
 _AGE_AFTER = re.compile(
-    r"[ -]?(?:y/?o\b|y\.o\.|(?:years?|yrs?|months?|weeks?)[ -](?:of[ -]age|olds?\b|young\b)|(?:th|st|nd|rd) birthday)", re.IGNORECASE
+    r"[ -]?(?:y/?o\b|y\.o\.|(?:years?|yrs?|months?|weeks?)[ -](?:of[ -]age|olds?\b|young\b)"
+    r"|(?:th|st|nd|rd) birthday)",
+    re.IGNORECASE,
 )
-_AGE_BEFORE = re.compile(r"\b(?:turn(?:ed|s|ing)|age[ds]?|age (?:of|is|was)|aged between)\W{1,2}$", re.IGNORECASE)
+_AGE_BEFORE = re.compile(
+    r"\b(?:turn(?:ed|s|ing)|age[ds]?|age (?:of|is|was)|aged between)\W{1,2}$", re.IGNORECASE
+)
 _AGE_SAID = re.compile(r"\b(?:i'm|i am|he's|she's|he is|she is|i was) $", re.IGNORECASE)
 _AGE_ENDS = re.compile(r"[.!?]?(?:$|\s|,)(?![a-z]{2,}s\b|%)")
 _OLDEST = 125  # years
 _RULES = (
-    (_DAY, "date"), (_MONTH_DATE, "date"), (_COMPANY, "organisation"), (_TITLED, "person"), (_PERSON, "person"),
-    (_SMALL_NAME, "person"), (_IN_PLACE, "place"), (_PLACE, "place"), (_NATION, "nationality"),
+    (_DAY, "date"), (_MONTH_DATE, "date"), (_COMPANY, "organisation"), (_TITLED, "person"),
+    (_PERSON, "person"), (_SMALL_NAME, "person"), (_IN_PLACE, "place"), (_PLACE, "place"), (_NATION, "nationality"),
 )  # fmt: skip
 _FOREIGN_RULES = tuple(
     (rule, kind) for rule, kind in (*_RULES, (_VOUCHED, "person")) if rule not in (_PERSON, _IN_PLACE)
@@ -80,7 +86,7 @@ def context(text: str) -> list[Span]:
     found = [*addresses(seen), *_times(seen), *_announced(seen)]
     for rule, kind in _FOREIGN_RULES if foreign else _RULES:
         found += [Span(start, end, kind) for start, end in seen.matches(rule)]
-    return found + [*_places_of_several_words(seen)]
+    return [*found, *_places_of_several_words(seen)]
 
 
 def _is_foreign(seen: Shapes) -> bool:
@@ -92,9 +98,12 @@ def _announced(seen: Shapes) -> Iterator[Span]:
     for cue in _CUE.finditer(seen.shape):
         at = seen.tokens[cue.start()].start()
         yield from announced_addresses(seen, at)
-        for says, said, kind in ((_SAYS_NAME, _SAID_NAME, "person"), (_EMPLOYER_WORDS, _EMPLOYER, "organisation")):
-            words = says.match(seen.text, at)
-            found = words and seen.after(words.end(), said)
+        for says, said, kind in (
+            (_SAYS_NAME, _SAID_NAME, "person"),
+            (_EMPLOYER_WORDS, _EMPLOYER, "organisation"),
+        ):
+            cued = says.match(seen.text, at)
+            found = cued and seen.after(cued.end(), said)
             if found:
                 yield Span(*found, kind)
 
@@ -115,7 +124,7 @@ def _times(seen: Shapes) -> Iterator[Span]:
             yield Span(*token.span(), "age")
         elif number[0] == "y" and number.start():
             before = seen.tokens[number.start() - 1]
-            if before[0].lower() in _YEAR_BEFORE:
+            if before[0].lower() in words("before_years"):
                 yield Span(*token.span(), "date")
         date = _DATE.match(seen.text, token.start())
         if date:

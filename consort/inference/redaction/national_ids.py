@@ -20,7 +20,7 @@ _SEPARATORS = re.compile(r"[\s./-]")
 
 @dataclass(frozen=True, slots=True)
 class NationalId:
-    """One country's number. `bare` removes separators before the check; `cue` is the word that must be near."""
+    """One country's number. `bare` drops separators before the check; `cue` is a word that must be near."""
 
     form: re.Pattern[str]
     check: Callable[[str], bool]
@@ -69,7 +69,9 @@ _CALLED = re.compile(
     r"(?:[ -]?(?:number|num|no|nr|id|code))?\.?\s*(?:[:=#]+|\bis\b:?|\bwas\b)?\s*#?$",
     re.IGNORECASE,
 )
-_CALLED_SOMETHING = re.compile(r"(?<![\w.-])[A-Z]{0,5}-?\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE)
+_CALLED_SOMETHING = re.compile(
+    r"(?<![\w.-])[A-Z]{0,5}-?\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
+)
 _FEWEST_DIGITS = 4
 
 

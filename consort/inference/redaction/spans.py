@@ -6,7 +6,8 @@ Finds nothing itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -50,7 +51,7 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     done: list[Span] = []
     cluster: list[Span] = []  # spans that overlap one another, one by way of the next
     end = 0
-    for span in sorted(spans, key=lambda span: span.start):
+    for span in sorted((each for each in spans if each.start < each.end), key=lambda span: span.start):
         if span.start >= end:
             done += _settled(text, cluster)
             cluster = []
@@ -59,26 +60,35 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     return done + _settled(text, cluster)
 
 
+def outside(text: str, spans: Iterable[Span], taken: Sequence[Span]) -> list[Span]:
+    """What of disjoint `spans` none of the disjoint `taken` covers, less spaces and punctuation at a cut."""
+    if not taken:
+        return list(spans)
+    starts = [each.start for each in taken]
+    free: list[Span] = []
+    for span in spans:
+        near = taken[max(0, bisect_right(starts, span.start) - 1) : bisect_left(starts, span.end)]
+        free += _rest(text, span, near)
+    return free
+
+
 def _settled(text: str, cluster: list[Span]) -> list[Span]:
     if len(cluster) < 2:
         return cluster
     kept: list[Span] = []
     for span in sorted(cluster, key=lambda span: (_RANK.get(span.kind, len(KINDS)), span.start - span.end)):
-        free = _free(span, kept)
-        if free == [(span.start, span.end)]:
-            kept.append(span)
-            continue
-        contents = [_CONTENT.search(text, *part) for part in free]
-        kept += [Span(*content.span(), span.kind) for content in contents if content]
+        kept += _rest(text, span, kept)
     return sorted(kept, key=lambda span: span.start)
 
 
-def _free(span: Span, taken: list[Span]) -> list[tuple[int, int]]:
+def _rest(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:
     """The parts of `span` that none of the disjoint `taken` covers."""
     parts, at = [], span.start
     for other in sorted(taken, key=lambda other: other.start):
         if other.start < span.end and other.end > span.start:
-            if other.start > at:
-                parts.append((at, other.start))
-            at = max(at, other.end)
-    return [*parts, (at, span.end)] if at < span.end else parts
+            parts.append((at, other.start))
+            at = other.end
+    if at == span.start and not parts:
+        return [span]
+    contents = [_CONTENT.search(text, start, end) for start, end in [*parts, (at, span.end)] if start < end]
+    return [Span(*content.span(), span.kind) for content in contents if content]

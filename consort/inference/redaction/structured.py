@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 
 from consort.inference.redaction import checksums
+from consort.inference.redaction.lexicon import words
 from consort.inference.redaction.national_ids import called_ids, national_ids
 from consort.inference.redaction.spans import Span
 
@@ -23,45 +25,32 @@ _SECRET = re.compile(
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----")
 _NAMED_SECRET = re.compile(
     r"\b(?:pass(?:word|wd|code|phrase)|pwd|api[ _-]?key|(?:access|auth|bearer|secret)[ _-]?(?:key|token))"
-    r"\s*(?:[:=]|\bis\b:?)\s*[\"']?(?=[^\s\"']*\d)([^\s\"'\[\]]{4,}?)(?=[\"',;.!?]*(?:\s|$|\[))",
+    r"\s*(?:[:=]|\bis\b:?)\s*[\"']?(?=[^\s\"']*\d)([^\s\"'\[\]]{4,200}?)(?=[\"',;.!?]*(?:\s|$|\[))",
     re.IGNORECASE,
 )
 _SECRET_WORDS = ("pass", "pwd", "key", "token")
-_EMAIL = re.compile(r"(?<![\w.+%'-])[^\W_](?:[\w.+%'-]*\w)?@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+")
+_EMAIL = re.compile(
+    r"(?<![\w.+%'-])[^\W_](?:[\w.+%'-]*\w)?@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+"
+)
 _URL = re.compile(r"\b(?:[a-z][a-z\d+.-]*://|www\.)[^\s<>\"'`\[\]{}|\\^]+", re.IGNORECASE)
 _DOTTED = re.compile(r"\w\.[a-z]")
 _DOMAIN = re.compile(
-    r"(?<![\w@./-])((?:[^\W_](?:[\w-]*[^\W_])?\.)+)([a-z]{2,24})(?![\w-]|\.\w|\()(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?"
-)
-_GENERIC = frozenset(
-    "com org net edu gov mil int info biz name io ai app dev co tech online site shop store blog cloud xyz club"
-    " agency design media news live life world top pro mobi travel museum jobs email finance bank".split()
-)
-# Countries' domains, less those that also end a file's name (md, py, sh ...) or are English words (in, is, it ...).
-_COUNTRIES = frozenset(
-    "ac ad ae ag al ar ax az ba bb bd bf bg bh bi bm bn bo br bs bt bw bz ca cd cf cg ch ci ck cl cm cn cr cu cv"
-    " cy cz de dj dk dm dz ec ee eg er es et eu fi fj fm fo fr ga gd ge gf gg gh gi gl gm gn gp gq gr gt gu gw gy"
-    " hk hn hr ht hu id ie il im iq ir je jm jo jp ke kg kh ki km kn kp kr kw ky kz la lb lc li lk lr ls lt lu lv"
-    " ly ma mc mh mk mm mn mo mp mq mr mt mu mv mw mx mz na nc ne nf ng ni nl np nr nu nz om pa pe pf pg ph pk pn"
-    " pr pt pw qa re ro ru rw sa sb sc sd se sg si sk sl sm sn sr st sv sy sz tc td tf tg th tj tk tl tm tn tr tt"
-    " tv tw tz ua ug uk us uy uz va ve vg vn vu wf ws ye yt za zm zw".split()
+    r"(?<![\w@./-])((?:[^\W_](?:[\w-]*[^\W_])?\.)+)([a-z]{2,24})(?![\w-]|\.\w|\()"
+    r"(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?"
 )
 _TRAILING = ".,;:!?)'*_"
-_IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:/\d\d?)?(?![\w]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])(?=[\da-f:.]*\d)(?=[\da-f]*:[\da-f.]*:)[\da-f:.]{3,45}(?<![:.])(?:/\d{1,3})?(?![\w:])", re.IGNORECASE)
+_IPV4 = re.compile(
+    r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:/\d\d?)?(?![\w]|\.\d)"
+)
+_IPV6 = re.compile(
+    r"(?<![\w:.])(?=[\da-f:.]*\d)(?=[\da-f]*:[\da-f.]*:)[\da-f:.]{3,45}(?<![:.])(?:/\d{1,3})?(?![\w:])",
+    re.IGNORECASE,
+)
 _MAC = re.compile(r"(?<![\w:-])[\da-f]{2}([:-])(?:[\da-f]{2}\1){4}[\da-f]{2}(?![\w:-])", re.IGNORECASE)
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z\d]){11,30}", re.IGNORECASE)
-_IBAN_LENGTHS = dict(
-    AD=24, AE=23, AL=28, AT=20, AZ=28, BA=20, BE=16, BG=22, BH=22, BR=29, BY=28, CH=21, CR=22, CY=28, CZ=24,
-    DE=22, DK=18, DO=28, EE=20, EG=29, ES=24, FI=18, FO=18, FR=27, GB=22, GE=22, GI=23, GL=18, GR=27, GT=28,
-    HR=21, HU=28, IE=22, IL=23, IQ=23, IS=26, IT=27, JO=30, KW=30, KZ=20, LB=28, LC=32, LI=21, LT=20, LU=20,
-    LV=21, LY=25, MC=27, MD=24, ME=22, MK=19, MR=27, MT=31, MU=30, NL=18, NO=15, PK=24, PL=28, PS=29, PT=25,
-    QA=29, RO=24, RS=22, SA=24, SC=31, SE=24, SI=19, SK=24, SM=27, ST=25, SV=28, TL=23, TN=24, TR=26, UA=29,
-    VA=22, VG=24, XK=20,
-)  # fmt: skip
 _CARD = re.compile(
-    r"(?<![\w-])(?<!\d[.,])(?:\d{12,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?|\d{4}([ -])\d{6}\2\d{4,5})"
-    r"(?![\w-]|[.,]\d)"
+    r"(?<![\w-])(?<!\d[.,])"
+    r"(?:\d{12,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-]|[.,]\d)"
 )
 _CARD_PREFIX = re.compile(r"[2-6]|1800")
 _CARD_CUE = re.compile(r"\b(?:cards?|credit|debit|visa|mastercard|amex|maestro)\b", re.IGNORECASE)
@@ -77,9 +66,15 @@ _PHONE_CUE_BEFORE = re.compile(
     r"|contact|dial|ring|messages?|answering|registered|landline|hotline|handy|numbers?)\b[^\d\n]*$",
     re.IGNORECASE,
 )
-_PHONE_CUE_AFTER = re.compile(r"\s{0,2}[-(:]?\s?(?:office|fax|home|mobile|cell|work|phone|tel)\b", re.IGNORECASE)
-_NOT_A_PHONE_CUE = re.compile(r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b", re.IGNORECASE)
-_DATE_LIKE = re.compile(r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$")
+_PHONE_CUE_AFTER = re.compile(
+    r"\s{0,2}[-(:]?\s?(?:office|fax|home|mobile|cell|work|phone|tel)\b", re.IGNORECASE
+)
+_NOT_A_PHONE_CUE = re.compile(
+    r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b", re.IGNORECASE
+)
+_DATE_LIKE = re.compile(
+    r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$"
+)
 _THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3,}")  # where a number worth a look may be
 _FEWEST_DIGITS = 6  # of a number that nothing announces
@@ -139,7 +134,7 @@ def _addresses(text: str) -> Iterator[Span]:
 
 def _is_domain(labels: str, ending: str, *, has_path: bool) -> bool:
     """A word's end and the next one's beginning without a space between look the same: "done.So"."""
-    return ending in _GENERIC or ending in _COUNTRIES or (has_path and labels.count(".") > 1)
+    return ending in _domains() or (has_path and labels.count(".") > 1)
 
 
 def _without_trailing(text: str, start: int, end: int) -> int:
@@ -158,7 +153,7 @@ def _is_ipv6(text: str) -> bool:
 
 def _ibans(text: str, start: int, end: int) -> Iterator[Span]:
     for match in _IBAN.finditer(text, start, end):
-        length = _IBAN_LENGTHS.get(match[0][:2].upper(), 0)
+        length = _iban_lengths().get(match[0][:2].upper(), 0)
         places = [place for place in range(*match.span()) if text[place].isalnum()]
         bare = "".join(text[place] for place in places[:length])
         if len(bare) < length or not length:
@@ -204,3 +199,13 @@ def _phone_cue(text: str, match: re.Match[str]) -> bool:
     before = text[max(0, match.start() - _CUE_REACH) : match.start()]
     cued = _PHONE_CUE_BEFORE.search(before) and not _NOT_A_PHONE_CUE.search(before)
     return bool(cued or _PHONE_CUE_AFTER.match(text, match.end()))
+
+
+@cache
+def _domains() -> frozenset[str]:
+    return frozenset(words("domains"))
+
+
+@cache
+def _iban_lengths() -> Mapping[str, int]:
+    return {each[:2]: int(each[2:]) for each in words("iban_lengths")}
