@@ -16,7 +16,7 @@ _LARGE = "NGCAPQRSTHVOFB"
 # Words of a street, town or country: large ones, initials, particles between them, abbreviations with a stop.
 _NAME = rf"(?:(?:[eu]{{1,3}}|o|(?<=[NGCS])&)(?=[{_LARGE}])|c(?=[{_LARGE}])|[NGCAPQRVF]|[STOI]\.?|'(?=[NG]))"
 _NUMBER = r"[dyD](?:[-/][dI](?![wu]))?"
-_FLAT = rf"(?:[Ff]\.?#?(?:{_NUMBER}|I)|B\.?(?:[FCNA]\.?)?)"
+_FLAT = rf"(?:(?:I\.I\.)?[Ff]\.?#?(?:{_NUMBER}|I)|B\.?(?:[FCNA]\.?)?)"
 _PART = rf"(?:{_FLAT}|{_NAME}{{1,6}}|{_NUMBER}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|d)|[wu]\.(?=d))"
 _GAP = r"(?:\|?>|[,|]{0,3}|(?<=\|),\|?|\.(?=[Ff|,]))"
 _REST = rf"(?:{_GAP}{_PART})*"
@@ -24,7 +24,7 @@ _REST = rf"(?:{_GAP}{_PART})*"
 _CORE = (
     rf"(?:{_NUMBER}[NR]w{_NUMBER}|{_NUMBER}(?:,?{_NUMBER})?,?(?:[CPAVQ]|e|I\.?){{0,4}}[NGRS]"
     rf"|(?:(?:[CPAVQSO]|e|I\.?){{0,4}}[NGR](?:[CPAVQSNGRI]|e|\.){{0,4}}|S\.?(?:[CPAVQ]|e){{1,4}}),?{_NUMBER}"
-    rf"|(?:{_NUMBER},?)?B\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
+    rf"|(?:{_NUMBER},?)?(?:I\.I\.[Ff]|B)\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
 )
 _ADDRESS = re.compile(rf"(?<![#/-])(?:{_FLAT},?){{0,3}}{_CORE}{_REST}")
 _ANNOUNCED = re.compile(

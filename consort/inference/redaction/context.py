@@ -66,13 +66,15 @@ _AGE_BEFORE = re.compile(
 _AGE_SAID = re.compile(r"\b(?:i'm|i am|he's|she's|he is|she is|i was) $", re.IGNORECASE)
 _AGE_ENDS = re.compile(r"[.!?]?(?:$|\s|,)(?![a-z]{2,}s\b|%)")
 _OLDEST = 125  # years
+# A rule, what it finds, and shapes of which one must be there for it to find anything.
 _RULES = (
-    (_DAY, "date"), (_MONTH_DATE, "date"), (_COMPANY, "organisation"), (_TITLED, "person"),
-    (_PERSON, "person"), (_SMALL_NAME, "person"), (_IN_PLACE, "place"), (_PLACE, "place"), (_NATION, "nationality"),
+    (_DAY, "date", "k"), (_MONTH_DATE, "date", "m"), (_COMPANY, "organisation", "OVv&"), (_TITLED, "person", "Tt"),
+    (_PERSON, "person", "NG"), (_SMALL_NAME, "person", "g"), (_IN_PLACE, "place", "NGAP"),
+    (_PLACE, "place", "Pq"), (_NATION, "nationality", "Qh"),
 )  # fmt: skip
-_FOREIGN_RULES = tuple(
-    (rule, kind) for rule, kind in (*_RULES, (_VOUCHED, "person")) if rule not in (_PERSON, _IN_PLACE)
-)
+_FOREIGN_RULES = (
+    *(rule for rule in _RULES if rule[0] not in (_PERSON, _IN_PLACE)), (_VOUCHED, "person", "NG"),
+)  # fmt: skip
 _NUMBER = re.compile(r"[dy]")
 _CUE = re.compile(r"[zv]")
 _FOREIGN = 0.4  # share of unknown small words from which a text is not English
@@ -82,11 +84,16 @@ _ENOUGH_WORDS = 8  # to judge a text's language by
 def context(text: str) -> list[Span]:
     """Spans of the kinds that no checksum knows; they may overlap."""
     seen = shapes(text)
-    foreign = _is_foreign(seen)
-    found = [*addresses(seen), *_times(seen), *_announced(seen)]
-    for rule, kind in _FOREIGN_RULES if foreign else _RULES:
-        found += [Span(start, end, kind) for start, end in seen.matches(rule)]
-    return [*found, *_places_of_several_words(seen)]
+    present = frozenset(seen.shape)
+    found = [*_places_of_several_words(seen)]
+    if not present.isdisjoint("dyD"):
+        found += [*addresses(seen), *_times(seen)]
+    if not present.isdisjoint("zv"):
+        found += _announced(seen)
+    for rule, kind, needed in _FOREIGN_RULES if _is_foreign(seen) else _RULES:
+        if not present.isdisjoint(needed):
+            found += [Span(start, end, kind) for start, end in seen.matches(rule)]
+    return found
 
 
 def _is_foreign(seen: Shapes) -> bool:
@@ -109,12 +116,12 @@ def _announced(seen: Shapes) -> Iterator[Span]:
 
 
 def _places_of_several_words(seen: Shapes) -> Iterator[Span]:
-    for start, end in seen.matches(_SEVERAL):
-        words = seen.text[start:end].lower()
-        for name in several_words():
-            at = words.find(name)
-            if at >= 0:
-                yield Span(start + at, start + at + len(name), "place")
+    for match in _SEVERAL.finditer(seen.shape):
+        for token in seen.tokens[match.start() : match.end()]:
+            for name in several_words().get(token[0].lower(), ()):
+                end = token.start() + len(name)
+                if seen.text[token.start() : end].lower() == name:
+                    yield Span(token.start(), end, "place")
 
 
 def _times(seen: Shapes) -> Iterator[Span]:

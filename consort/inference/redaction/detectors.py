@@ -45,6 +45,8 @@ def detector(
     if unknown:
         raise ConfigError(f"no such kind: {unknown[0]}", where="redact", hint=f"known are {', '.join(KINDS)}")
     detectors = [_named(name, model) for name in names]
+    if detectors == [builtin] and not kinds:
+        return builtin
 
     def detect(text: str) -> list[Span]:
         found = [span for each in detectors for span in each(text) if not kinds or span.kind in kinds]

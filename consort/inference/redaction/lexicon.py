@@ -27,7 +27,7 @@ _JOINTS = {
 _MARKS = {
     "\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", ".": ".", ",": ",", "-": "-", "/": "/", ">": ">",
     "&": "&", '"': '"', "“": '"', "”": '"', "(": "(", ")": ")", "'": "'", "’": "'", "'s": ";", "’s": ";",
-    "#": "#", "P.O.": "B", "P. O.": "B",
+    "#": "#",
 }  # fmt: skip
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "n't")
 
@@ -39,14 +39,14 @@ def is_ordinary(small: str) -> bool:
         return True
     if "-" in small:
         return all(len(part) < 3 or is_ordinary(part) for part in small.split("-"))
-    return any(
-        small.endswith(ending) and known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS
-    )
+    if not small.endswith(_ENDINGS):
+        return False
+    return any(known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS if small.endswith(ending))
 
 
 def is_nation(small: str) -> bool:
     """Whether a small word is the plural of a nationality or faith."""
-    return any(lexicon().get(small.removesuffix(plural)) == "h" for plural in ("s", "es"))
+    return small.endswith("s") and "h" in (lexicon().get(small[:-1]), lexicon().get(small.removesuffix("es")))
 
 
 @cache
@@ -70,6 +70,8 @@ def words(name: str) -> tuple[str, ...]:
 
 
 @cache
-def several_words() -> tuple[str, ...]:
-    """Places of two or three words."""
-    return tuple(name.replace("_", " ") for name in words("places") if "_" in name)
+def several_words() -> Mapping[str, tuple[str, ...]]:
+    """Places of two or three words, by the first."""
+    names = [name.replace("_", " ") for name in words("places") if "_" in name]
+    firsts = {name.split()[0] for name in names}
+    return {first: tuple(name for name in names if name.split()[0] == first) for first in firsts}

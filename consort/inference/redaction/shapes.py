@@ -23,12 +23,12 @@ from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon,
 #   O    company's end     V v  company's word   m k  month, weekday   i o &  in, of, and
 #   d y D  number: short, year, long             x    opaque: code, digits and letters
 _TOKEN = re.compile(
-    r"\[[A-Z]+_\d+[A-Z]?\]|P\. ?O\.(?=\s)|```[\s\S]*?(?:```|\Z)"
-    r"|[^\W\d_](?:[^\W\d_]|['’](?!s\b)(?=[^\W\d_])|-(?=[^\W\d_]))*+(?![\d_])"
-    r"|['’]s\b|\d+(?!\w)|\w+|\n|[^\w\s]"
+    r"[^\W\d_]\w*(?:['’-](?!s\b)[^\W\d_]\w*)*|\d\w*|\n|['’]s\b|\[[A-Z]+_\d+[A-Z]?\]"
+    r"|```[\s\S]*?(?:```|\Z)|_\w*|[^\w\s]"
 )
-_BEGINS_SENTENCE = re.compile(r"""(?:^|(?<=[.!|>"(]))[>"'(-]{0,2}[CH]""")
+_BEGINS_SENTENCE = re.compile(r"""(?:^|[.!|>"(])[>"'(-]{0,2}[CH]""")
 _ROMAN = re.compile(r"[IVX]{2,6}")
+_LETTERS = re.compile(r"[^\d_]+")
 _CAMEL = re.compile(r"[^\W\d_A-Z][A-Z]")
 _NAME_CAMEL = re.compile(r"(?:Mc|Mac|Le|La|De|Di|Du|Van|Von|Fitz|O['’])[A-Z][^\WA-Z]+$")
 _FEW_CAPITALS = 5  # letters of an abbreviation at most
@@ -71,16 +71,19 @@ def shapes(text: str) -> Shapes:
 
 def _shape(token: str) -> str:
     """Of a token that is not in the lexicon as it stands."""
-    if not token[0].isalpha():
-        return _number_shape(token)
+    first = token[0]
+    if not first.isalpha():
+        return _number_shape(token) if first.isdigit() else "x" if len(token) > 1 else ";"
     small = token.lower()
-    if token == small:
-        return "w" if len(token) == 1 or is_ordinary(small) else "h" if is_nation(small) else "u"
     if len(token) == 1:
-        return "I"
+        return "I" if token != small else "w"
+    if not token.isalpha() and not _LETTERS.fullmatch(token):
+        return "x"
+    if token == small:
+        return "w" if is_ordinary(small) else "h" if is_nation(small) else "u"
     if token.isupper():
         return lexicon().get(token.capitalize()) or _capitals_shape(token)
-    if _CAMEL.search(token) and not _NAME_CAMEL.match(token) and "-" not in token:
+    if not token[1:].islower() and _CAMEL.search(token) and not _NAME_CAMEL.match(token) and "-" not in token:
         return "x"
     if small.endswith(words("street_endings")):
         return "R"
@@ -94,8 +97,6 @@ def _capitals_shape(token: str) -> str:
 
 
 def _number_shape(token: str) -> str:
-    if not token[0].isdigit():
-        return "x" if len(token) > 1 else ";"
     if token.isdigit():
         year = len(token) == 4 and token[:2] in ("19", "20")
         return "y" if year else "d" if len(token) <= _LONGEST_SHORT else "D"

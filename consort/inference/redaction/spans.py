@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeAlias
 
 # Kinds of the built-in detectors, the surest first: where two spans overlap, the surer one stands whole.
@@ -18,6 +19,7 @@ KINDS = (
 )  # fmt: skip
 STRUCTURED = frozenset(KINDS[: KINDS.index("date")])  # known by form and checksum, not by context
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
+_START = attrgetter("start")
 _CONTENT = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)
 
 
@@ -51,7 +53,7 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     done: list[Span] = []
     cluster: list[Span] = []  # spans that overlap one another, one by way of the next
     end = 0
-    for span in sorted((each for each in spans if each.start < each.end), key=lambda span: span.start):
+    for span in sorted((each for each in spans if each.start < each.end), key=_START):
         if span.start >= end:
             done += _settled(text, cluster)
             cluster = []
@@ -76,15 +78,20 @@ def _settled(text: str, cluster: list[Span]) -> list[Span]:
     if len(cluster) < 2:
         return cluster
     kept: list[Span] = []
-    for span in sorted(cluster, key=lambda span: (_RANK.get(span.kind, len(KINDS)), span.start - span.end)):
-        kept += _rest(text, span, kept)
-    return sorted(kept, key=lambda span: span.start)
+    for span in sorted(cluster, key=_surest_first):
+        if not any(each.start <= span.start and span.end <= each.end for each in kept):
+            kept += _rest(text, span, kept)
+    return sorted(kept, key=_START)
+
+
+def _surest_first(span: Span) -> tuple[int, int]:
+    return _RANK.get(span.kind, len(KINDS)), span.start - span.end
 
 
 def _rest(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:
     """The parts of `span` that none of the disjoint `taken` covers."""
     parts, at = [], span.start
-    for other in sorted(taken, key=lambda other: other.start):
+    for other in sorted(taken, key=_START):
         if other.start < span.end and other.end > span.start:
             parts.append((at, other.start))
             at = other.end

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from consort.inference.redaction.detectors import builtin
 from consort.inference.redaction.restoring import ChunkRestorer
 from consort.inference.redaction.spans import Detector, disjoint
+from consort.inference.redaction.structured import structured
 from consort.inference.redaction.vault import Vault, hidden
 from consort.types import Chunk, Consort, Note, Request, Strategy
 
@@ -57,7 +58,8 @@ def without_private_spans(request: Request, detect: Detector) -> tuple[Request, 
 
     _rewritten(request, collect)
     tools = [text for tool in request.tools for text in (tool.description, tool.parameters)]
-    become, vault = hidden(texts, detect, beside=[*request.stop, *tools])
+    again = structured if detect is builtin else detect  # at a third of the price
+    become, vault = hidden(texts, detect, again=again, beside=[*request.stop, *tools])
 
     def known(text: str) -> str:
         return vault.hide(text, disjoint(text, vault.seen_before(text)))

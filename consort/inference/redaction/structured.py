@@ -13,7 +13,7 @@ from functools import cache
 
 from consort.inference.redaction import checksums
 from consort.inference.redaction.lexicon import words
-from consort.inference.redaction.national_ids import called_ids, national_ids
+from consort.inference.redaction.national_ids import called_ids, may_call_ids, national_ids
 from consort.inference.redaction.spans import Span
 
 _LONG = re.compile(r"(?<!\S)\S{16,}")
@@ -28,16 +28,13 @@ _NAMED_SECRET = re.compile(
     r"\s*(?:[:=]|\bis\b:?)\s*[\"']?(?=[^\s\"']*\d)([^\s\"'\[\]]{4,200}?)(?=[\"',;.!?]*(?:\s|$|\[))",
     re.IGNORECASE,
 )
-_SECRET_WORDS = ("pass", "pwd", "key", "token")
 _EMAIL = re.compile(
     r"(?<![\w.+%'-])[^\W_](?:[\w.+%'-]*\w)?@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+"
 )
 _URL = re.compile(r"\b(?:[a-z][a-z\d+.-]*://|www\.)[^\s<>\"'`\[\]{}|\\^]+", re.IGNORECASE)
-_DOTTED = re.compile(r"\w\.[a-z]")
-_DOMAIN = re.compile(
-    r"(?<![\w@./-])((?:[^\W_](?:[\w-]*[^\W_])?\.)+)([a-z]{2,24})(?![\w-]|\.\w|\()"
-    r"(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?"
-)
+_DOMAIN = re.compile(r"\.([a-z]{2,24})(?![\w-]|\.\w|\()(?::\d+)?(/[^\s<>\"'`\[\]{}|\\^]*)?")
+_LABELS = re.compile(r"(?<![\w@./-])(?:[^\W_](?:[\w-]*[^\W_])?\.)*[^\W_](?:[\w-]*[^\W_])?\Z")
+_LONGEST_DOMAIN = 128  # characters
 _TRAILING = ".,;:!?)'*_"
 _IPV4 = re.compile(
     r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:/\d\d?)?(?![\w]|\.\d)"
@@ -85,9 +82,13 @@ _CUE_REACH = 40  # characters beside a number in which a word may say what it is
 def structured(text: str) -> list[Span]:
     """Spans of every kind in `spans.STRUCTURED`; they may overlap."""
     found = [*_secrets(text), *_addresses(text)]
+    called = None
     for digits in _DIGITS.finditer(text):
+        called = may_call_ids(text) if called is None else called
         start, end = max(0, digits.start() - _MARGIN), digits.end() + _MARGIN
-        found += called_ids(text, start, end)
+        if called:
+            found += called_ids(text, start, end)
+        found += _ipv4(text, start, end)
         if sum(map(str.isdigit, digits[0])) < _FEWEST_DIGITS:
             continue
         for numbers in (_ibans, _cards, _phones, national_ids):
@@ -103,7 +104,7 @@ def _secrets(text: str) -> Iterator[Span]:
         for match in _KEY_BLOCK.finditer(text):
             yield Span(*match.span(), "secret")
     small = text.lower()
-    if any(word in small for word in _SECRET_WORDS):
+    if "pass" in small or "pwd" in small or "key" in small or "token" in small:
         for match in _NAMED_SECRET.finditer(text):
             yield Span(*match.span(1), "secret")
 
@@ -113,13 +114,12 @@ def _addresses(text: str) -> Iterator[Span]:
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield Span(*match.span(), "email")
-    if _DOTTED.search(text):
-        for match in _DOMAIN.finditer(text):
-            if _is_domain(match[1], match[2], has_path=bool(match[3])):
-                yield Span(match.start(), _without_trailing(text, *match.span()), "url")
-    if text.count(".") >= 3:
-        for match in _IPV4.finditer(text):
-            yield Span(*match.span(), "ip")
+    for match in _DOMAIN.finditer(text):
+        if match[1] in _domains() or match[2]:
+            labels = _LABELS.search(text, max(0, match.start() - _LONGEST_DOMAIN), match.start())
+            # a word's end and the next one's beginning look the same where a space is missing: "done.So"
+            if labels and (match[1] in _domains() or "." in labels[0]):
+                yield Span(labels.start(), _without_trailing(text, *match.span()), "url")
     if "://" in text or "www." in text.lower():
         for match in _URL.finditer(text):
             yield Span(match.start(), _without_trailing(text, *match.span()), "url")
@@ -132,16 +132,16 @@ def _addresses(text: str) -> Iterator[Span]:
                 yield Span(*match.span(), "ip")
 
 
-def _is_domain(labels: str, ending: str, *, has_path: bool) -> bool:
-    """A word's end and the next one's beginning without a space between look the same: "done.So"."""
-    return ending in _domains() or (has_path and labels.count(".") > 1)
-
-
 def _without_trailing(text: str, start: int, end: int) -> int:
     """Punctuation at an address's end is the sentence's, unless a bracket of its own closes there."""
     while text[end - 1] in _TRAILING and not (text[end - 1] == ")" and "(" in text[start:end]):
         end -= 1
     return end
+
+
+def _ipv4(text: str, start: int, end: int) -> Iterator[Span]:
+    for match in _IPV4.finditer(text, start, end):
+        yield Span(*match.span(), "ip")
 
 
 def _is_ipv6(text: str) -> bool:

@@ -98,12 +98,12 @@ class Vault:
 
 
 def hidden(
-    texts: Iterable[str], detect: Detector, *, beside: Iterable[str] = ()
+    texts: Iterable[str], detect: Detector, *, again: Detector, beside: Iterable[str] = ()
 ) -> tuple[Mapping[str, str], Vault]:
     """What each of `texts` becomes, and the vault that gives it back.
 
-    What is private in one text is private in all. Texts are searched until nothing is found any more: a
-    placeholder may show what stood in its neighbour's shadow. `beside` are further texts that go along.
+    What is private in one text is private in all. Then `again` searches until it finds nothing more: a placeholder
+    may show what stood in its neighbour's shadow. `beside` are further texts that go along.
     """
     originals = dict.fromkeys(texts)
     vault = Vault([*originals, *beside])
@@ -115,7 +115,7 @@ def hidden(
         shown = text
         while spans := _unhidden(shown, [*spans, *vault.seen_before(shown)]):
             shown = vault.hide(shown, spans)
-            spans = detect(shown)
+            spans = again(shown)
         become[text] = shown
     return become, vault
 
