@@ -47,11 +47,6 @@ _NATION = re.compile(r"[Qh]")
 _SEVERAL = re.compile(r"[cCPNQ]{2,4}|(?<=i)[wuqh]{2,3}")
 _DAY = re.compile(r"k")
 _MONTH_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=[wi])m(?![NGCw])")
-_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=[wi])m(?![NGCw])")
-_YEAR_BEFORE = frozenset(
-    "in since during of by from until till before after a an the around about circa to year early late mid summer"
-    " spring autumn fall winter founded born ( - –".split()
-)
 _DATE = re.compile(
     r"(?<![\w./-])(?:\d{1,2}([-/.])\d{1,2}\1(?:19|20)?\d\d|(?:19|20)\d\d([-/.])\d{1,2}\2\d{1,2})(?![\w/-]|\.\d)"
 )
@@ -68,8 +63,9 @@ _AGE_ENDS = re.compile(r"[.!?]?(?:$|\s|,)(?![a-z]{2,}s\b|%)")
 _OLDEST = 125  # years
 # A rule, what it finds, and shapes of which one must be there for it to find anything.
 _RULES = (
-    (_DAY, "date", "k"), (_MONTH_DATE, "date", "m"), (_COMPANY, "organisation", "OVv&"), (_TITLED, "person", "Tt"),
-    (_PERSON, "person", "NG"), (_SMALL_NAME, "person", "g"), (_IN_PLACE, "place", "NGAP"),
+    (_DAY, "date", "k"), (_MONTH_DATE, "date", "m"), (_COMPANY, "organisation", "OVv&"),
+    (_TITLED, "person", "Tt"), (_PERSON, "person", "NG"), (_SMALL_NAME, "person", "g"),
+    (_IN_PLACE, "place", "NGAP"),
     (_PLACE, "place", "Pq"), (_NATION, "nationality", "Qh"),
 )  # fmt: skip
 _FOREIGN_RULES = (

@@ -18,10 +18,11 @@ _NOT_LETTERS = re.compile(r"[^a-z]+")
 # What others call the kinds; anything else keeps its own name.
 _KINDS = {
     "creditcard": "card", "ibancode": "iban", "emailaddress": "email", "phonenumber": "phone",
-    "ipaddress": "ip", "location": "place", "gpe": "place", "city": "place", "country": "place", "nrp": "nationality",
-    "organization": "organisation", "company": "organisation", "datetime": "date", "dateofbirth": "date",
-    "usssn": "id", "passportnumber": "id", "socialsecuritynumber": "id", "usdriverlicense": "id",
-    "usbanknumber": "id", "uspassport": "id", "usitin": "id", "uknhs": "id", "streetaddress": "address",
+    "ipaddress": "ip", "location": "place", "gpe": "place", "city": "place", "country": "place",
+    "nrp": "nationality", "organization": "organisation", "company": "organisation", "datetime": "date",
+    "dateofbirth": "date", "streetaddress": "address", "usssn": "id", "socialsecuritynumber": "id",
+    "passportnumber": "id", "usdriverlicense": "id", "usbanknumber": "id", "uspassport": "id", "usitin": "id",
+    "uknhs": "id",
 }  # fmt: skip
 _GLINER_LABELS = (
     "person", "organization", "company", "street address", "city", "country", "date of birth", "phone number",

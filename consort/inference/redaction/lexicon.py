@@ -13,9 +13,10 @@ from importlib.resources import files
 # A list, and the shapes of its words written large and small; a later list has the last word.
 _LISTS = (
     ("public", "C", "w"), ("cues", "z", "z"), ("given", "G", "g"), ("places", "P", "q"),
-    ("nationalities", "Q", "h"), ("company_words", "V", "v"), ("company_ends", "O", "w"), ("streets", "S", "S"),
-    ("units", "F", "f"), ("postal", "B", "B"), ("particles", "N", "e"), ("titles", "T", "t"), ("months", "m", "m"),
-    ("weekdays", "k", "k"), ("function_words", "w", "w"),
+    ("nationalities", "Q", "h"), ("company_words", "V", "v"), ("company_ends", "O", "w"),
+    ("streets", "S", "S"), ("units", "F", "f"), ("postal", "B", "B"), ("particles", "N", "e"),
+    ("titles", "T", "t"),
+    ("months", "m", "m"), ("weekdays", "k", "k"), ("function_words", "w", "w"),
 )  # fmt: skip
 _ALSO_ORDINARY = {"G": "H", "N": "C"}  # large, and ordinary too: the capital may just begin a sentence
 _ORDINARY_IF_SMALL = "ghqtmkSB"
@@ -24,10 +25,9 @@ _JOINTS = {
     "in": "i", "at": "i", "from": "i", "to": "i", "near": "i", "of": "o", "and": "&", "Do": "w", "Ten": "C",
     "I": "I", "A": "I",
 }  # fmt: skip
-_MARKS = {
-    "\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", ".": ".", ",": ",", "-": "-", "/": "/", ">": ">",
-    "&": "&", '"': '"', "“": '"', "”": '"', "(": "(", ")": ")", "'": "'", "’": "'", "'s": ";", "’s": ";",
-    "#": "#",
+_MARKS = dict(zip(".,-/#&>()", ".,-/#&>()", strict=True)) | {
+    "\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", '"': '"', "“": '"', "”": '"', "'": "'", "’": "'",
+    "'s": ";", "’s": ";",
 }  # fmt: skip
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "n't")
 
@@ -41,7 +41,9 @@ def is_ordinary(small: str) -> bool:
         return all(len(part) < 3 or is_ordinary(part) for part in small.split("-"))
     if not small.endswith(_ENDINGS):
         return False
-    return any(known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS if small.endswith(ending))
+    return any(
+        known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS if small.endswith(ending)
+    )
 
 
 def is_nation(small: str) -> bool:

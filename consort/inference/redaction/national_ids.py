@@ -30,7 +30,9 @@ class NationalId:
     cue: re.Pattern[str] | None = None
 
 
-def _id(fewest_digits: int, form: str, check: Callable[[str], bool], *, bare: bool = True, cue: str = "") -> NationalId:
+def _id(
+    fewest_digits: int, form: str, check: Callable[[str], bool], *, bare: bool = True, cue: str = ""
+) -> NationalId:
     near = re.compile(rf"\b(?:{cue})\b", re.IGNORECASE) if cue else None
     return NationalId(fewest_digits, form, re.compile(rf"{_NO_WORD}(?:{form}){_END}"), check, bare, near)
 
@@ -54,7 +56,9 @@ NATIONAL_IDS = (
     _id(11, r"\d{2}\.?\d{2}\.?\d{2}-?\d{3}[. ]?\d{2}", checksums.be_national),  # BE
     _id(15, r"[12] ?\d{2} ?(?:0\d|1[0-2]|[2-9]\d) ?\d{2} ?\d{3} ?\d{3} ?\d{2}", checksums.fr_nir),  # FR
     _id(11, rf"{_DAY}{_MONTH}\d{{2}} ?\d{{5}}", checksums.no_birth),  # NO
-    _id(10, rf"(?:19|20)?\d{{2}}{_MONTH}{_DAY}[-+]\d{{4}}", lambda digits: checksums.luhn(digits[-10:])),  # SE
+    _id(
+        10, rf"(?:19|20)?\d{{2}}{_MONTH}{_DAY}[-+]\d{{4}}", lambda digits: checksums.luhn(digits[-10:])
+    ),  # SE
     _id(10, rf"{_DAY}{_MONTH}\d{{2}}-\d{{4}}", lambda digits: True),  # DK: numbers since 2007 have no check
     _id(9, r"\d{9}", checksums.pt_nif, cue="nif|contribuinte"),  # PT
     _id(11, r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{11}", checksums.br_cpf),  # BR
@@ -73,9 +77,9 @@ _CALLED = re.compile(
     re.IGNORECASE,
 )
 _CALLED_ROUGHLY = (
-    "passport", "licen", "identity", "card", " id", "security", "ssn", "sin", "nhs", "bsn", "nif", "dni", "nie",
-    "pesel", "cpf", "aadhaar", "insurance", "record", "mrn", "plate", "account", "policy", "member", "customer",
-    "routing", "employee", "student",
+    "passport", "licen", "identity", "card", " id", "security", "ssn", "sin", "nhs", "bsn", "nif", "dni",
+    "nie", "pesel", "cpf", "aadhaar", "insurance", "record", "mrn", "plate", "account", "policy", "member",
+    "customer", "routing", "employee", "student",
 )  # fmt: skip
 _CALLED_SOMETHING = re.compile(
     r"(?<![\w.-])[A-Z]{0,5}-?\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE

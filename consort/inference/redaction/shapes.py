@@ -18,7 +18,7 @@ from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon,
 # sentence "!", what no rule reads ";".
 #   N u  unknown           C w  ordinary         c    ordinary, large because a sentence begins
 #   G g  given name        P q  place            Q h  nationality      T t  title       e  particle
-#   A    unknown, all of at most five letters large   I  one letter    z  announces something (lists.toml, cues)
+#   A    unknown, all of at most five letters large   I  one letter    z  announces something (lists.toml)
 #   S    street            R    street in one word    F f  flat, box   B  postal
 #   O    company's end     V v  company's word   m k  month, weekday   i o &  in, of, and
 #   d y D  number: short, year, long             x    opaque: code, digits and letters

@@ -55,11 +55,11 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     end = 0
     for span in sorted((each for each in spans if each.start < each.end), key=_START):
         if span.start >= end:
-            done += _settled(text, cluster)
+            done += _settled(text, cluster) if len(cluster) > 1 else cluster
             cluster = []
         cluster.append(span)
         end = max(end, span.end)
-    return done + _settled(text, cluster)
+    return done + (_settled(text, cluster) if len(cluster) > 1 else cluster)
 
 
 def outside(text: str, spans: Iterable[Span], taken: Sequence[Span]) -> list[Span]:
@@ -75,8 +75,6 @@ def outside(text: str, spans: Iterable[Span], taken: Sequence[Span]) -> list[Spa
 
 
 def _settled(text: str, cluster: list[Span]) -> list[Span]:
-    if len(cluster) < 2:
-        return cluster
     kept: list[Span] = []
     for span in sorted(cluster, key=_surest_first):
         if not any(each.start <= span.start and span.end <= each.end for each in kept):

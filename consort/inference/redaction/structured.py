@@ -134,7 +134,9 @@ def _addresses(text: str) -> Iterator[Span]:
 
 def _without_trailing(text: str, start: int, end: int) -> int:
     """Punctuation at an address's end is the sentence's, unless a bracket of its own closes there."""
-    while text[end - 1] in _TRAILING and not (text[end - 1] == ")" and "(" in text[start:end]):
+    while text[end - 1] in _TRAILING:
+        if text[end - 1] == ")" and text.count("(", start, end) >= text.count(")", start, end):
+            break
         end -= 1
     return end
 

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+")
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _NOT_LETTERS = re.compile(r"[^A-Z]+")
 _SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
-_SHORTEST_SPREADING = 3  # letters and digits
+_SHORTEST_SPREADING = 3  # characters
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -32,7 +32,7 @@ class Vault:
         self._last: Counter[str] = Counter()  # number of each kind
         self._numbers: dict[tuple[str, str], int] = {}
         self._placeholders: dict[tuple[str, str], str] = {}
-        self._spread: dict[str, list[tuple[str, str]]] = {}  # by first word: what is private, and its kind
+        self._spread: dict[str, dict[str, str]] = {}  # by first word: what is private, and its kind
         self.private: dict[str, str] = {}  # by placeholder
         self.counts: Counter[str] = Counter()  # spans hidden, by kind
 
@@ -57,24 +57,24 @@ class Vault:
     def spread(self, text: str, spans: Iterable[Span]) -> None:
         """Remember that what these spans of `text` hold is private wherever it stands."""
         for span in spans:
-            if span.kind in _SPREADING:
-                private = text[span.start : span.end]
-                for each in {private, *(private.split() if span.kind == "person" else ())}:
-                    word = _WORD.search(each)
-                    long_enough = len(_NOT_ALPHANUMERIC.sub("", each)) >= _SHORTEST_SPREADING
-                    if word and long_enough and not is_ordinary(each.lower()):
-                        known = self._spread.setdefault(word[0], [])
-                        if (each, span.kind) not in known:
-                            known.append((each, span.kind))
+            if span.kind not in _SPREADING:
+                continue
+            private = text[span.start : span.end]
+            for each in {private, *private.split()} if span.kind == "person" else (private,):
+                word = _WORD.search(each)
+                if word and len(each) >= _SHORTEST_SPREADING and not is_ordinary(each.lower()):
+                    self._spread.setdefault(word[0], {})[each] = span.kind
 
     def seen_before(self, text: str) -> Iterator[Span]:
         """Where `text` holds what is private elsewhere."""
-        for word in _WORD.finditer(text) if self._spread else ():
-            for private, kind in self._spread.get(word[0], ()):
-                start = word.start() - private.index(word[0])
-                end = start + len(private)
-                if start >= 0 and text.startswith(private, start) and not text[end : end + 1].isalnum():
-                    yield Span(start, end, kind)
+        for word in self._spread.keys() & set(_WORD.findall(text)) if self._spread else ():
+            for private, kind in self._spread[word].items():
+                start = text.find(private)
+                while start >= 0:
+                    end = start + len(private)
+                    if not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()):
+                        yield Span(start, end, kind)
+                    start = text.find(private, end)
 
     def _placeholder(self, private: str, kind: str) -> str:
         known = self._placeholders.get((kind, private))
@@ -102,8 +102,8 @@ def hidden(
 ) -> tuple[Mapping[str, str], Vault]:
     """What each of `texts` becomes, and the vault that gives it back.
 
-    What is private in one text is private in all. Then `again` searches until it finds nothing more: a placeholder
-    may show what stood in its neighbour's shadow. `beside` are further texts that go along.
+    What is private in one text is private in all. Then `again` searches until it finds nothing more: a
+    placeholder may show what stood in its neighbour's shadow. `beside` are further texts that go along.
     """
     originals = dict.fromkeys(texts)
     vault = Vault([*originals, *beside])
@@ -112,8 +112,8 @@ def hidden(
         vault.spread(text, spans)
     become = {}
     for text, spans in found.items():
-        shown = text
-        while spans := _unhidden(shown, [*spans, *vault.seen_before(shown)]):
+        shown, spans = text, [*spans, *vault.seen_before(text)]
+        while spans := _unhidden(shown, spans):
             shown = vault.hide(shown, spans)
             spans = again(shown)
         become[text] = shown
@@ -121,5 +121,5 @@ def hidden(
 
 
 def _unhidden(text: str, spans: Iterable[Span]) -> list[Span]:
-    placeholders = [Span(*place.span(), "") for place in PLACEHOLDER.finditer(text)]
-    return outside(text, disjoint(text, spans), placeholders)
+    taken = [Span(*place.span(), "") for place in PLACEHOLDER.finditer(text)] if "[" in text else []
+    return outside(text, disjoint(text, spans), taken)
