@@ -14,10 +14,13 @@ from consort.inference.redaction.spans import Span
 
 _LARGE = "NGCAPQRSTHVOFB"
 # Words of a street, town or country: large ones, initials, particles between them, abbreviations with a stop.
-_NAME = rf"(?:(?:[eu]{{1,3}}|o|(?<=[NGCS])&)(?=[{_LARGE}])|c(?=[{_LARGE}])|[NGCAPQRVF]|[STOI]\.?|'(?=[NG]))"
+_NAME = (
+    rf"(?:(?:[eu]{{1,3}}|o|(?<=[NGCS])&)(?=[{_LARGE}])|c(?=[{_LARGE}])|[NGCAPQRV]|F(?!\.?#?[dyDI])"
+    r"|[STOI]\.?|'(?=[NG]))"
+)
 _NUMBER = r"[dyD](?:[-/][dI](?![wu]))?"
 _FLAT = rf"(?:(?:I\.I\.)?[Ff]\.?#?(?:{_NUMBER}|I)|B\.?(?:[FCNA]\.?)?)"
-_PART = rf"(?:{_FLAT}|{_NAME}{{1,6}}|{_NUMBER}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|d)|[wu]\.(?=d))"
+_PART = rf"(?:{_FLAT}|{_NAME}{{1,6}}|{_NUMBER}|\((?:{_NAME}){{1,3}}\)|(?<=[|,])[wu](?=\|?d)|[wu]\.(?=d))"
 _GAP = r"(?:\|?>|[,|]{0,3}|(?<=\|),\|?|\.(?=[Ff|,]))"
 _REST = rf"(?:{_GAP}{_PART})*"
 # A word nobody knows or made to name streets, beside a number; an ordinary one between number and street.

@@ -17,14 +17,14 @@ from consort.inference.redaction.spans import Span
 # A name: unknown words written large, with initials, particles, and ordinary large words that join them.
 _FIRST = r"(?:[NG]|[CPQAS](?=[CPQAS]{0,2}(?:I')?[NG]))"
 _NEXT = "[NGCAPQS]"
-_RUN = rf"{_FIRST}(?:(?:I\.?|e{{1,3}}|I?'(?=[NG]))?{_NEXT}|I\.?(?![w'i&z]))*"
+_RUN = rf"{_FIRST}(?:(?:I\.?|e{{1,3}}|I?'(?=[NG]))?{_NEXT}|I\.c|I\.?(?![w'i&z]))*"
 _TITLED = re.compile(r"((?:[Tt]\.?){1,3}(?:[NGCAPQSx]|I\.?|e){0,3}[NGCAPQSx]|t\.(?:[ug]{1,3}))")
 _PERSON = re.compile(rf"{_RUN}|(?<=[NG],[NG]&)[CPQ]")
 _VOUCHED = re.compile(rf"G(?:I\.?|e{{1,3}})?{_NEXT}{{0,3}}|[NG]N")
 _SMALL_NAME = re.compile(r"g(?:w\.)?[ug]{0,2}")
 _LARGE = "[NGCAPQRSVOIx]"
 _COMPANY = re.compile(
-    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE})){{0,8}},?O\.?"
+    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE})){{0,8}},?O"
     rf"|(?<![,!])[NG],[NG]&[NG](?![,NG])"
     rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE})){{1,8}}|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v))"
 )
@@ -40,7 +40,7 @@ _SAYS_NAME = re.compile(
     r"|follow up with|meet with|talk to|speak (?:to|with)|contact)\s+",
     re.IGNORECASE,
 )
-_SAID_NAME = re.compile(r"(?:[NGCHAPgu]|I\.?|e|(?<=[NGgu])w\.){0,4}[NGCAPgu]")
+_SAID_NAME = re.compile(r"(?=[CAPIe.]{0,3}[NGgu])(?:[NGCHAPgu]|I\.?|e|(?<=[NGgu])w\.){0,4}[NGCAPgu]")
 _IN_PLACE = re.compile(rf"(?<=[io])((?:[AP]|{_RUN})(?:,[APN](?![,&]))?)")
 _PLACE = re.compile(r"P+|q")
 _NATION = re.compile(r"[Qh]")
@@ -135,7 +135,7 @@ def _times(seen: Shapes) -> Iterator[Span]:
 
 
 def _is_age(text: str, start: int, end: int) -> bool:
-    if end - start > 3 or not text[start:end].isdigit() or int(text[start:end]) > _OLDEST:
+    if end - start > 3 or not text[start:end].isdecimal() or int(text[start:end]) > _OLDEST:
         return False
     before = text[max(0, start - 20) : start]
     said = _AGE_SAID.search(before) and _AGE_ENDS.match(text, end)

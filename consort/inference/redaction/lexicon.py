@@ -26,8 +26,8 @@ _JOINTS = {
     "I": "I", "A": "I",
 }  # fmt: skip
 _MARKS = dict(zip(".,-/#&>()", ".,-/#&>()", strict=True)) | {
-    "\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", '"': '"', "“": '"', "”": '"', "'": "'", "’": "'",
-    "'s": ";", "’s": ";",
+    "\n": "|", "!": "!", "?": "!", ":": "!", ";": "!", "…": "!", '"': '"', "“": '"', "”": '"', "'": "'",
+    "’": "'", "'s": ";", "’s": ";",
 }  # fmt: skip
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "n't")
 
@@ -55,6 +55,7 @@ def is_nation(small: str) -> bool:
 def lexicon() -> Mapping[str, str]:
     """Shapes of marks, and of words written small or with a capital letter."""
     ordinary = (files(__package__) / "words.txt").read_text(encoding="utf-8").split()
+    ordinary += words("also_ordinary")
     shape_of = dict.fromkeys(ordinary, "w") | dict.fromkeys(map(str.capitalize, ordinary), "C")
     for name, large, small in _LISTS:
         for word in words(name):

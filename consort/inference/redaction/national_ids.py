@@ -34,7 +34,9 @@ def _id(
     fewest_digits: int, form: str, check: Callable[[str], bool], *, bare: bool = True, cue: str = ""
 ) -> NationalId:
     near = re.compile(rf"\b(?:{cue})\b", re.IGNORECASE) if cue else None
-    return NationalId(fewest_digits, form, re.compile(rf"{_NO_WORD}(?:{form}){_END}"), check, bare, near)
+    return NationalId(
+        fewest_digits, form, re.compile(rf"{_NO_WORD}(?:{form}){_END}", re.ASCII), check, bare, near
+    )
 
 
 _SSN_CUE = "ssn|social security|itin|taxpayer"
@@ -67,7 +69,7 @@ NATIONAL_IDS = (
     _id(13, r"756\.?\d{4}\.?\d{4}\.?\d{2}", checksums.ch_ahv),  # CH
     _id(17, rf"[1-9]\d{{5}}(?:19|20)\d{{2}}{_MONTH}{_DAY}\d{{3}}[\dX]", checksums.cn_resident),  # CN
 )
-_ANY = re.compile(rf"{_NO_WORD}(?:{'|'.join(number.form for number in NATIONAL_IDS)}){_END}")
+_ANY = re.compile(rf"{_NO_WORD}(?:{'|'.join(number.form for number in NATIONAL_IDS)}){_END}", re.ASCII)
 _CALLED = re.compile(
     r"\b(?:passport|driv(?:er'?s?|er’s|ing)['’]? licen[cs]e|identity card|id card|national id|personal id"
     r"|social security|ssn|sin|nhs|bsn|nif|dni|nie|pesel|cpf|aadhaar|pan card|tax(?:payer)? id"

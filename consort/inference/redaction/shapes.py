@@ -73,7 +73,7 @@ def _shape(token: str) -> str:
     """Of a token that is not in the lexicon as it stands."""
     first = token[0]
     if not first.isalpha():
-        return _number_shape(token) if first.isdigit() else "x" if len(token) > 1 else ";"
+        return _number_shape(token) if first.isdecimal() else "x" if len(token) > 1 else ";"
     small = token.lower()
     if len(token) == 1:
         return "I" if token != small else "w"
@@ -97,7 +97,7 @@ def _capitals_shape(token: str) -> str:
 
 
 def _number_shape(token: str) -> str:
-    if token.isdigit():
+    if token.isdecimal():
         year = len(token) == 4 and token[:2] in ("19", "20")
         return "y" if year else "d" if len(token) <= _LONGEST_SHORT else "D"
-    return "d" if token[:-1].isdigit() and len(token) <= _LONGEST_SHORT else "x"
+    return "d" if token[:-1].isdecimal() and len(token) <= _LONGEST_SHORT else "x"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeAlias
 
-# Kinds of the built-in detectors, the surest first: where two spans overlap, the surer one stands whole.
+# Kinds of the built-in detectors, the surest first.
 KINDS = (
     "secret", "url", "email", "iban", "card", "ip", "mac", "id", "phone",
-    "date", "age", "postcode", "address", "organisation", "person", "place", "nationality",
+    "date", "age", "postcode", "address", "organisation", "place", "person", "nationality",
 )  # fmt: skip
 STRUCTURED = frozenset(KINDS[: KINDS.index("date")])  # known by form and checksum, not by context
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
@@ -47,8 +47,8 @@ def together(*detectors: Detector) -> Detector:
 def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     """The same characters by spans that do not overlap, from left to right.
 
-    Of two kinds at one place the surer has it; what is left of the other keeps its own kind, less spaces and
-    punctuation at its ends.
+    Of two at one place that of a structured kind has it, or else the longer, or else that of the surer kind.
+    What is left of the other keeps its own kind, less spaces and punctuation at its ends.
     """
     done: list[Span] = []
     cluster: list[Span] = []  # spans that overlap one another, one by way of the next
@@ -82,8 +82,9 @@ def _settled(text: str, cluster: list[Span]) -> list[Span]:
     return sorted(kept, key=_START)
 
 
-def _surest_first(span: Span) -> tuple[int, int]:
-    return _RANK.get(span.kind, len(KINDS)), span.start - span.end
+def _surest_first(span: Span) -> tuple[int, int, int]:
+    rank = _RANK.get(span.kind, len(KINDS))
+    return min(rank, len(STRUCTURED)), span.start - span.end, rank
 
 
 def _rest(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:

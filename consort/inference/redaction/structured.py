@@ -89,7 +89,7 @@ def structured(text: str) -> list[Span]:
         if called:
             found += called_ids(text, start, end)
         found += _ipv4(text, start, end)
-        if sum(map(str.isdigit, digits[0])) < _FEWEST_DIGITS:
+        if sum(map(str.isdecimal, digits[0])) < _FEWEST_DIGITS:
             continue
         for numbers in (_ibans, _cards, _phones, national_ids):
             found += numbers(text, start, end)
@@ -178,7 +178,7 @@ def _phones(text: str, start: int, end: int) -> Iterator[Span]:
         number = match[0]
         extension = _EXTENSION.search(number)
         main = number[: extension.start()] if extension else number
-        digits = sum(character.isdigit() for character in main)
+        digits = sum(character.isdecimal() for character in main)
         if not 6 <= digits <= 15 or _DATE_LIKE.match(main):
             continue
         if (digits >= 7 and _phone_form(main, digits)) or _phone_cue(text, match):
