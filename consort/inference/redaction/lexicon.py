@@ -68,8 +68,12 @@ def lexicon() -> Mapping[str, str]:
 @cache
 def words(name: str) -> tuple[str, ...]:
     """One list of lists.toml."""
-    text = (files(__package__) / "lists.toml").read_text(encoding="utf-8")
-    return tuple(str(tomllib.loads(text)[name]).split())
+    return tuple(_lists()[name].split())
+
+
+@cache
+def _lists() -> Mapping[str, str]:
+    return tomllib.loads((files(__package__) / "lists.toml").read_text(encoding="utf-8"))
 
 
 @cache

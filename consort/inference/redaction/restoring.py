@@ -24,6 +24,8 @@ class Restorer:
 
     def feed(self, author: str, text: str) -> list[tuple[str, str]]:
         """What may go on: (author, text), neighbours by others. A placeholder is by who began it."""
+        if not self._held and "[" not in text:
+            return [(author, text)] if text else []
         pieces = [*self._held, (author, text)]
         joined = "".join(text for _, text in pieces)
         end = opening(joined, self._vault)

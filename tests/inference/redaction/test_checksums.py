@@ -14,7 +14,8 @@ SPECIMENS = (
     (checksums.it_codice, "RSSMRA85T10A562S"), (checksums.fi_hetu, "131052-308T"),
     (checksums.de_tax, "86095742719"), (checksums.de_tax, "65929970489"), (checksums.pl_pesel, "44051401359"),
     (checksums.nl_bsn, "111222333"), (checksums.be_national, "85073003328"),
-    (checksums.fr_nir, "255081416802538"), (checksums.no_birth, "29029600013"), (checksums.pt_nif, "123456789"),
+    (checksums.fr_nir, "255081416802538"), (checksums.no_birth, "29029600013"),
+    (checksums.pt_nif, "123456789"),
     (checksums.br_cpf, "52998224725"), (checksums.in_aadhaar, "234123412346"),
     (checksums.ch_ahv, "7569217076985"), (checksums.cn_resident, "11010519491231002X"),
 )  # fmt: skip
