@@ -226,8 +226,8 @@ def measure(resamples: int, repeats: int) -> dict:
 def report(result: dict) -> str:
     lines = [
         "# Redaction", "",
-        f"Commit {result['commit']}; {result['hardware']}; seed {result['seed']}. 95 % bootstrap intervals, "
-        f"{result['resamples']} resamples of sentences: documents that differ in their private spans only are "
+        f"Commit {result['commit']}; {result['hardware']}; seed {result['seed']}. 95 % intervals, "
+        f"{result['resamples']} bootstrap resamples of sentences: documents that differ in their private spans only are "
         f"one. {result['rule']}", "",
         "Documents: " + ", ".join(f"{num} {name}" for name, num in result["documents"].items()) + ".", "",
         "| | held out | all | developed on | bar |", "|---|---|---|---|---|",
