@@ -76,5 +76,5 @@ def test_spans_are_disjoint_and_in_order_in_any_text(text: str) -> None:
     "text", [word * 2000 for word in ("Xyz ", "X. ", "Xyz & ", "7 Xyz ", "corner of Xyz ")]
 )
 def test_no_text_takes_more_than_linear_time(text: str) -> None:
-    """Thousands of words that almost make an address or a company: a backtracking rule would not come back."""
+    """Thousands of words that almost make an address or a company: a backtracking rule would hang."""
     builtin(text)
