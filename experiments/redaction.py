@@ -227,8 +227,8 @@ def report(result: dict) -> str:
     lines = [
         "# Redaction", "",
         f"Commit {result['commit']}; {result['hardware']}; seed {result['seed']}. 95 % intervals, "
-        f"{result['resamples']} bootstrap resamples of sentences: documents that differ in their private spans "
-        f"only are one. {result['rule']}", "",
+        f"{result['resamples']} bootstrap resamples of sentences: documents that differ in their private "
+        f"spans only are one. {result['rule']}", "",
         "Documents: " + ", ".join(f"{num} {name}" for name, num in result["documents"].items()) + ".", "",
         "| | held out | all | developed on | bar |", "|---|---|---|---|---|",
     ]  # fmt: skip

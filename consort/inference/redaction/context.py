@@ -18,15 +18,15 @@ from consort.inference.redaction.spans import Span
 _FIRST = r"(?:[NG]|[CPQAS](?=[CPQAS]{0,2}(?:I')?[NG]))"
 _NEXT = "[NGCAPQS]"
 _RUN = rf"{_FIRST}(?:(?:I\.?|e{{1,3}}|I?'(?=[NG]))?{_NEXT}|I\.c|I\.?(?![w'i&z]))*"
-_TITLED = re.compile(r"((?:[Tt]\.?){1,3}(?:[NGCAPQSx]|I\.?|e){0,3}[NGCAPQSx]|t\.(?:[ug]{1,3}))")
+_TITLED = re.compile(r"(?:(?:[Tt]\.?){1,3}(?:[NGCAPQSx]|I\.?|e){0,3}[NGCAPQSx]|t\.(?:[ug]{1,3}))")
 _PERSON = re.compile(rf"{_RUN}|(?<=[NG],[NG]&)[CPQ]")
 _VOUCHED = re.compile(rf"G(?:I\.?|e{{1,3}})?{_NEXT}{{0,3}}|[NG]N")
 _SMALL_NAME = re.compile(r"g(?:w\.)?[ug]{0,2}")
 _LARGE = "[NGCAPQRSVOIx]"
 _COMPANY = re.compile(
-    rf"({_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE})){{0,8}},?O"
+    rf"{_LARGE}(?:[,.]?{_LARGE}|[&o](?={_LARGE})){{0,8}},?O"
     rf"|(?<![,!])[NG],[NG]&[NG](?![,NG])"
-    rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE})){{1,8}}|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v))"
+    rf"|(?:[NGCAPQSx&](?:{_LARGE}|[&o](?={_LARGE})){{1,8}}|[Nx])(?=V|v|w{{1,3}}[QCh]?w{{0,4}}v)"
 )
 _EMPLOYER = re.compile(rf"(?:{_LARGE}|[&o](?={_LARGE}))+")
 _EMPLOYER_WORDS = re.compile(
@@ -41,7 +41,7 @@ _SAYS_NAME = re.compile(
     re.IGNORECASE,
 )
 _SAID_NAME = re.compile(r"(?=[CAPIe.]{0,3}[NGgu])(?:[NGCHAPgu]|I\.?|e|(?<=[NGgu])w\.){0,4}[NGCAPgu]")
-_IN_PLACE = re.compile(rf"(?<=[io])((?:[AP]|{_RUN})(?:,[APN](?![,&]))?)")
+_IN_PLACE = re.compile(rf"(?<=[io])(?:(?:[AP]|{_RUN})(?:,[APN](?![,&]))?)")
 _PLACE = re.compile(r"P+|q")
 _NATION = re.compile(r"[Qh]")
 _SEVERAL = re.compile(r"[cCPNQ]{2,4}|(?<=i)[wuqh]{2,3}")
