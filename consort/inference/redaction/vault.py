@@ -1,0 +1,125 @@
+"""Placeholders for private spans, in all texts of one request: the same entity, the same placeholder.
+
+A placeholder is never one that the texts already hold, so that giving back is exact. A vault lives as long as
+one request: numbers begin anew, in order of appearance, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+from consort.inference.redaction.lexicon import is_ordinary
+from consort.inference.redaction.spans import STRUCTURED, Detector, Span, disjoint, outside
+
+PLACEHOLDER = re.compile(r"\[[A-Z]+_\d+[A-Z]?\]", re.IGNORECASE | re.ASCII)
+_WORD = re.compile(r"\w+")
+_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+_NOT_LETTERS = re.compile(r"[^A-Z]+")
+_SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
+_SHORTEST_SPREADING = 3  # characters
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Vault:
+    """What was hidden, and behind what."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """`texts` are all that a placeholder must not be mistaken for."""
+        self._taken = {found.upper() for text in texts for found in PLACEHOLDER.findall(text)}
+        self._last: Counter[str] = Counter()  # number of each kind
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._placeholders: dict[tuple[str, str], str] = {}
+        self._spread: dict[str, dict[str, str]] = {}  # by first word: what is private, and its kind
+        self.private: dict[str, str] = {}  # by placeholder
+        self.counts: Counter[str] = Counter()  # spans hidden, by kind
+
+    def hide(self, text: str, spans: Sequence[Span]) -> str:
+        """`text` with a placeholder for each of its disjoint spans, given from left to right."""
+        parts, at = [], 0
+        for span in spans:
+            parts += [text[at : span.start], self._placeholder(text[span.start : span.end], span.kind)]
+            self.counts[span.kind] += 1
+            at = span.end
+        return "".join([*parts, text[at:]])
+
+    def give_back(self, text: str) -> str:
+        """`text` with what was hidden; placeholders that are not of this vault stay."""
+        return PLACEHOLDER.sub(lambda found: self.private.get(found[0].upper(), found[0]), text)
+
+    @cached_property
+    def beginnings(self) -> frozenset[str]:
+        """Every beginning of every placeholder, once all is hidden."""
+        return frozenset(name[:length] for name in self.private for length in range(1, len(name)))
+
+    def spread(self, text: str, spans: Iterable[Span]) -> None:
+        """Remember that what these spans of `text` hold is private wherever it stands."""
+        for span in spans:
+            if span.kind not in _SPREADING:
+                continue
+            private = text[span.start : span.end]
+            for each in {private, *private.split()} if span.kind == "person" else (private,):
+                word = _WORD.search(each)
+                if word and len(each) >= _SHORTEST_SPREADING and not is_ordinary(each.lower()):
+                    self._spread.setdefault(word[0], {})[each] = span.kind
+
+    def seen_before(self, text: str) -> Iterator[Span]:
+        """Where `text` holds what is private elsewhere."""
+        for word in self._spread.keys() & set(_WORD.findall(text)) if self._spread else ():
+            for private, kind in self._spread[word].items():
+                start = text.find(private)
+                while start >= 0:
+                    end = start + len(private)
+                    if not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()):
+                        yield Span(start, end, kind)
+                    start = text.find(private, end)
+
+    def _placeholder(self, private: str, kind: str) -> str:
+        known = self._placeholders.get((kind, private))
+        if known:
+            return known
+        surface = kind, private
+        entity = kind, _NOT_ALPHANUMERIC.sub("", private).casefold()
+        number = self._numbers.get(entity)
+        kind = _NOT_LETTERS.sub("", kind.upper()) or "PRIVATE"
+        names = (f"[{kind}_{number}{letter}]" for letter in _LETTERS[1:]) if number else ()
+        name = next((name for name in names if name not in self._taken), None)
+        while name is None:
+            self._last[kind] += 1
+            candidate = f"[{kind}_{self._last[kind]}]"
+            if candidate not in self._taken:
+                name = candidate
+                self._numbers.setdefault(entity, self._last[kind])
+        self._taken.add(name)
+        self._placeholders[surface], self.private[name] = name, private
+        return name
+
+
+def hidden(
+    texts: Iterable[str], detect: Detector, *, again: Detector, beside: Iterable[str] = ()
+) -> tuple[Mapping[str, str], Vault]:
+    """What each of `texts` becomes, and the vault that gives it back.
+
+    What is private in one text is private in all. Then `again` searches until it finds nothing more: a
+    placeholder may show what stood in its neighbour's shadow. `beside` are further texts that go along.
+    """
+    originals = dict.fromkeys(texts)
+    vault = Vault([*originals, *beside])
+    found = {text: detect(text) for text in originals}
+    for text, spans in found.items():
+        vault.spread(text, spans)
+    become = {}
+    for text, spans in found.items():
+        shown, spans = text, [*spans, *vault.seen_before(text)]
+        while spans := _unhidden(shown, spans):
+            shown = vault.hide(shown, spans)
+            spans = again(shown)
+        become[text] = shown
+    return become, vault
+
+
+def _unhidden(text: str, spans: Iterable[Span]) -> list[Span]:
+    taken = [Span(*place.span(), "") for place in PLACEHOLDER.finditer(text)] if "[" in text else []
+    return outside(text, disjoint(text, spans), taken)
