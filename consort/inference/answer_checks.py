@@ -18,11 +18,13 @@ _MARK = r"(?:####|\\boxed\{|\banswer(?: is|:))"
 _MARKED = re.compile(_MARK, re.IGNORECASE)
 _FINAL = re.compile(_MARK + r"[^\d\n]{0,16}?(-?[$€£]?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"\b(?:however|actually|assum\w*|perhaps|maybe|might|probably|possibly|unclear|not sure|cannot|can't|mistake"
-    r"|sorry|wait|apolog\w*|impossible|sense|enough|approximately|about|around|round\w*|since)\b",
+    r"\b(?:however|actually|assum\w*|perhaps|maybe|might|probably|possibly|unclear|not sure|cannot|can't"
+    r"|mistake|sorry|wait|apolog\w*|impossible|sense|enough|approximately|about|around|round\w*|since)\b",
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(r"\b(?:as an ai|i (?:cannot|can't|do not know|don't know)|(?:i am|i'm) unable)\b", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\b(?:as an ai|i (?:cannot|can't|do not know|don't know)|(?:i am|i'm) unable)\b", re.IGNORECASE
+)
 _WORD_NUMBER = re.compile(
     r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|twice|double|half|third|quarter"
     r"|triple|week|day|year|month|hour|minute)s?\b",
@@ -37,9 +39,11 @@ CHECKS = (
     "log characters", "log lines", "log equations", "wrong equations, share", "a wrong equation",
     "final answer marked", "no final answer", "log final answer", "final answer is fractional",
     "final answer is negative", "final answer was the last result", "final answer was computed",
-    "final answer stands in the question", "final answer is below a cent", "numbers of the question used, share",
-    "numbers from nowhere, share", "results used later, share", "results, fractional share",
-    "log largest number", "characters per equation", "hedges", "refusal", "text ends", "repeated lines, share",
+    "final answer stands in the question", "final answer is below a cent",
+    "numbers of the question used, share", "numbers from nowhere, share", "results used later, share",
+    "results, fractional share",
+    "log largest number", "characters per equation", "hedges", "refusal", "text ends",
+    "repeated lines, share",
     "log answer over question", "equations over given numbers", "numbers given", "numbers given in words",
     "distinct results, share", "terms per equation", "divisions per equation", "results below zero",
     "asked how many, answered a fraction", "final answer over largest given", "terms from nowhere, share",

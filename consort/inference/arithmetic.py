@@ -28,7 +28,7 @@ class Equation:
 
     @property
     def holds(self) -> bool:
-        """Whether the stated result is the computed one, up to the rounding a person writes (`1/3 = 0.33`)."""
+        """Whether the stated result is the computed one, up to rounding (`1/3 = 0.3`)."""
         return math.isclose(self.computed, self.stated, rel_tol=0.006, abs_tol=0.0051)
 
 

@@ -3,14 +3,18 @@ runs nothing that the file says."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consort.errors import ModelError
+from consort.inference.calibration import Calibration
 from consort.inference.evidence import FEATURES, Group
 from consort.inference.gain_model import FeaturePart, GainModel, TextPart
 from consort.inference.ngrams import NUM_BUCKETS
@@ -19,11 +23,22 @@ FORMAT = "consort.gain/1"
 _NUMBERS = ("mean_gain", "slope", "offset", "num_examples", "penalty")
 
 
-def save_gain(model: GainModel, path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class StoredScorer:
+    """A scorer, the threshold that keeps its goals (None: none was asked for), and the scorer's values on the
+    outcomes it was calibrated on, for `drift`."""
+
+    model: GainModel
+    calibration: Calibration | None = None
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+
+def save_scorer(stored: StoredScorer, path: Path) -> None:
     """Write the whole file or nothing."""
     from safetensors.numpy import save
 
-    arrays = {"quantiles": model.quantiles}
+    model = stored.model
+    arrays: dict[str, NDArray[Any]] = {"quantiles": model.quantiles, "scores": stored.scores}
     for name, text in model.texts.items():
         # most buckets are empty: only those that an example had are stored
         used = np.flatnonzero(text.rarity)
@@ -37,12 +52,13 @@ def save_gain(model: GainModel, path: Path) -> None:
         arrays[f"part.{group}.coefficients"] = part.coefficients
     about = {name: getattr(model, name) for name in ("small", "large", "groups", *_NUMBERS)}
     about |= {"texts": list(model.texts), "features": {group: FEATURES[group] for group in model.groups}}
+    about["calibration"] = dataclasses.asdict(stored.calibration) if stored.calibration else None
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_bytes(save(arrays, metadata={"format": FORMAT, "about": json.dumps(about)}))
     os.replace(unfinished, path)
 
 
-def load_gain(path: Path) -> GainModel:
+def load_scorer(path: Path) -> StoredScorer:
     """Read a scorer; one of another version or with features unknown here is refused."""
     from safetensors import SafetensorError, safe_open
 
@@ -53,20 +69,25 @@ def load_gain(path: Path) -> GainModel:
             if metadata.get("format") != FORMAT:
                 raise ModelError("this file holds no scorer of this version", where=str(path), hint=hint)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return _model(json.loads(metadata["about"]), arrays)
+        about = json.loads(metadata["about"])
+        return StoredScorer(_model(about, arrays), _calibration(about["calibration"]), arrays["scores"])
     except FileNotFoundError:
         raise ModelError("there is no such scorer", where=str(path), hint=hint) from None
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ModelError(f"the scorer is damaged: {error}", where=str(path), hint=hint) from error
 
 
-def _model(about: dict[str, object], arrays: dict[str, np.ndarray]) -> GainModel:  # type: ignore[type-arg]
-    groups: list[Group] = [group for group in get_args(Group) if group in about["groups"]]  # type: ignore[operator]
+def _calibration(about: dict[str, Any] | None) -> Calibration | None:
+    return Calibration(**about | {"goals": tuple(about["goals"])}) if about else None
+
+
+def _model(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> GainModel:
+    groups: list[Group] = [group for group in get_args(Group) if group in about["groups"]]
     for group in groups:
-        if tuple(about["features"][group]) != FEATURES[group]:  # type: ignore[index]
+        if tuple(about["features"][group]) != FEATURES[group]:
             raise ValueError(f"it was learned with other {group} features")
     texts = {}
-    for name in about["texts"]:  # type: ignore[attr-defined]
+    for name in about["texts"]:
         buckets = arrays[f"text.{name}.buckets"]
         rarity, weight = np.zeros(NUM_BUCKETS, np.float32), np.zeros(NUM_BUCKETS, np.float32)
         rarity[buckets], weight[buckets] = arrays[f"text.{name}.rarity"], arrays[f"text.{name}.weight"]
@@ -82,11 +103,11 @@ def _model(about: dict[str, object], arrays: dict[str, np.ndarray]) -> GainModel
     }
     numbers = {name: about[name] for name in _NUMBERS}
     return GainModel(
-        small=str(about["small"]),
-        large=str(about["large"]),
+        small=about["small"],
+        large=about["large"],
         groups=tuple(groups),
         texts=texts,
         parts=parts,
         quantiles=arrays["quantiles"],
-        **numbers,  # type: ignore[arg-type]
+        **numbers,
     )
