@@ -3,15 +3,15 @@ takes, and whether calibrated goals hold. RouteLLM's best router has .603 on thi
 (arXiv 2406.18665).
 
 What learns from what: *MMLU* learns from 1,500 random rows and is judged on all the others, five draws.
-*GSM8K* is ten-fold: every row is judged by a model of the other nine tenths, and only the weak model's answer
-is ever shown. *Nine models* learn from 2,000 rows of the training file and are judged on the test file: every
-pair whose larger model leads by 0.05 on the training file. No step sees a judged row's scores; word weights,
-feature spreads and penalties come from the learning rows alone. Intervals resample judged rows (95 %), over draws or
-pairs the mean is given too. The features were designed on 7,000 rows of MMLU and 660 of GSM8K
-(`DESIGN_SEEDS`): the rows that played no part in that are reported beside.
-*Goals*: one model of 1,500 MMLU rows; its other rows are the population, whose means are then known; each of
-200 resamples draws 1,500 outcomes with replacement, calibrates, and is checked against the population.
-Latencies are not in the data; there the edge takes 0.3 s and the cloud 0.6 to 3 s (lognormal, seeded).
+*GSM8K* is ten-fold: every row is judged by a model of the other nine tenths, and only the weak model's
+answer is ever shown. *Nine models* learn from 2,000 rows of the training file and are judged on the test
+file: every pair whose larger model leads by 0.05 on the training file. No step sees a judged row's scores;
+word weights, feature spreads and penalties come from the learning rows alone. Intervals resample judged
+rows (95 %), over draws or pairs the mean is given too. The features were designed on 7,000 rows of MMLU and
+660 of GSM8K (`DESIGN_SEEDS`): the rows that played no part in that are reported beside. *Goals*: one model
+of 1,500 MMLU rows; its other rows are the population, whose means are then known; each of 200 resamples
+draws 1,500 outcomes with replacement, calibrates, and is checked against the population. Latencies are not
+in the data; there the edge takes 0.3 s and the cloud 0.6 to 3 s (lognormal, seeded).
 
     python experiments/routing.py [--only mmlu gsm8k nine time goals]
 """
@@ -324,6 +324,7 @@ def main() -> None:
     only = parser.parse_args().only
     path = RESULTS / "routing.json"
     found = json.loads(path.read_text()) if path.exists() else {}
+    begun_at = commit()
     found |= {"hardware": hardware()}
     pairs = {name: pair(read_outcomes(DATA / f"{name}.jsonl")) for name in ("mmlu", "gsm8k")}
     runs = {
@@ -334,7 +335,7 @@ def main() -> None:
         "goals": lambda: {"goals": goals(pairs["mmlu"])},
     }
     for name in only:
-        found[name] = runs[name]() | {"commit": commit()}
+        found[name] = runs[name]() | {"commit": begun_at}
         path.write_text(json.dumps(found, indent=1) + "\n")
         path.with_suffix(".md").write_text(page(found))
 

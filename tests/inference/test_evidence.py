@@ -42,7 +42,8 @@ def test_a_faulty_answer_fails_more_checks(fault: str) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "final"),
-    [("#### 1,200", 1200), ("it is 3, so \\boxed{7}", 7), ("The answer is $4.50.", 4.5), ("5 or 6", 6), ("no", None)],
+    [("#### 1,200", 1200), ("it is 3, so \\boxed{7}", 7), ("The answer is $4.50.", 4.5), ("5 or 6", 6),
+     ("no", None)],
 )  # fmt: skip
 def test_the_final_number(answer: str, final: float | None) -> None:
     assert final_number(answer) == final
