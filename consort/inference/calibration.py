@@ -1,17 +1,18 @@
 """From goals to a threshold that keeps them, with a guarantee that holds for any finite number of outcomes.
 
-Learn then test (Angelopoulos et al., arXiv 2110.01052): every threshold of a grid that was fixed before
-these outcomes were seen is a hypothesis "this threshold breaks a goal"; one is taken only where that is
-rejected. So with probability `confidence` over the outcomes, the chosen threshold keeps all goals on
-average over further traffic like them. Means are tested by betting (Waudby-Smith and Ramdas, arXiv
-2010.09686): the e-value is the average wealth of gamblers who bet fixed shares, an upper quantile of
-latency by the exact binomial tail. Along one goal thresholds are tried from the safe end until one fails,
-which costs no correction; where goals pull apart a coarser grid shares the error. The guarantee ends
-where traffic changes: `drift` watches for that.
+Learn then test (Angelopoulos et al., arXiv 2110.01052): every threshold of a grid that was fixed before these
+outcomes were seen is a hypothesis "this threshold breaks a goal"; one is taken only where that is rejected.
+So with probability `confidence` over the outcomes, the chosen threshold keeps all goals on average over
+further traffic like them. Means are tested by betting (Waudby-Smith and Ramdas, arXiv 2010.09686): gamblers
+who bet fixed shares against the hypothesis, one outcome after the other, on average never grow rich if it is
+true (Ville's inequality). Shares of requests are tested by the exact binomial tail. Thresholds are tried from
+a safe end until one fails, which costs no correction; where goals pull apart, a coarser grid shares the
+error. The guarantee ends where traffic changes: `drift` watches for that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from consort.inference.goals import Goal
 
 Array: TypeAlias = NDArray[np.float64]
 NEVER, ALWAYS = 0.0, 2.0  # thresholds on a probability: ask the cloud about nothing, about everything
-_SHARES = np.concatenate([0.001 * 2.0 ** np.arange(9), np.linspace(0.3, 0.95, 14), [0.99]])
-_COARSE = 4  # of the grid, every fourth: fewer questions, more certainty for each
+_SHARES = np.concatenate([[0.001, 0.002, 0.005], np.linspace(0.01, 0.99, 99)])
+_COARSE = 8  # of the grid, every eighth: fewer questions, more certainty for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,12 @@ def calibrate(
     confidence: float = 0.95,
     requests_per_month: float | None = None,
     most_eur: float | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """The cheapest threshold that keeps the goals, if one is about quality; else the one of best quality.
 
     `most_eur`: no request costs more; by default the dearest of the trial, which is then an assumption.
+    `seed` is of the order in which outcomes are looked at.
     """
     if not goals:
         raise ConfigError(
@@ -86,16 +89,20 @@ def calibrate(
         )
     if not 0.5 <= confidence < 1:
         raise ConfigError(f"a confidence of {confidence:g} is no confidence", hint="give 0.5 to 0.999")
+    trial = _shuffled(trial, seed)
     margins = [_Margin(trial, goal, requests_per_month, most_eur) for goal in goals]
     about_quality = any(goal.kind == "quality" for goal in goals)
     alpha = 1 - confidence
-    if all(goal.kind == "quality" for goal in goals):
+    kinds = {goal.kind for goal in goals}
+    if kinds == {"quality"}:
         kept = _walk(margins, grid[::-1], alpha)
-    elif all(goal.kind == "cost" for goal in goals):
+    elif kinds == {"cost"}:
         kept = _walk(margins, grid, alpha)
-    else:
+    elif about_quality:
         coarse = np.unique(np.concatenate([grid[::_COARSE], grid[-1:]]))
-        kept = [t for t in coarse if max(margin.p_value(t) for margin in margins) <= alpha / len(coarse)]
+        kept = [float(t) for t in coarse if _worst(margins, t) <= alpha / len(coarse)]
+    else:  # either end may be the quick one
+        kept = _walk(margins, grid, alpha / 2) + _walk(margins, grid[::-1], alpha / 2)
     if not kept:
         return _estimated(trial, goals, ALWAYS if about_quality else NEVER, confidence, kept=False)
     # a quality goal is kept by asking little, else money and time are used for the best quality
@@ -104,14 +111,13 @@ def calibrate(
 
 
 def mean_p_value(margins: Array, least: float) -> float:
-    """Of "the mean margin is at most 0", for independent margins of at least `least` (below 0): exact for any
-    number of them, by Markov's inequality on the average wealth of gamblers."""
-    values, counts = np.unique(margins, return_counts=True)
-    bets = np.geomspace(1e-3, 0.9, 48) / -least
-    wealth = np.log1p(bets[:, None] * values) @ counts
-    top = float(wealth.max())
-    log_mean = top + math.log(float(np.exp(wealth - top).mean()))
-    return min(1.0, math.exp(-max(log_mean, 0.0)))
+    """Of "the mean margin is at most 0", for independent margins of at least `least` (below 0), in an order
+    that their values did not choose: exact for any number of them."""
+    bets = np.geomspace(0.003, 0.9, 12) / -least
+    wealth = np.cumsum(np.log1p(margins[:, None] * bets), axis=0)
+    top = float(wealth.max(initial=0.0))
+    richest = float(np.exp(wealth - top).mean(axis=1).max(initial=0.0))
+    return min(1.0, math.exp(-top) / richest) if richest else 1.0
 
 
 def exceedance_p_value(exceeding: int, number: int, allowed: float) -> float:
@@ -178,14 +184,26 @@ def spent_of(small: Array, large: Array, asked: NDArray[np.bool_], *, edge_first
     return np.where(asked, large + small if edge_first else large, small)
 
 
+def _shuffled(trial: Trial, seed: int) -> Trial:
+    """A file's order may follow its subjects, and then the first outcomes are not like the others."""
+    order = np.random.default_rng(seed).permutation(trial.suffices.size)
+    columns = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
+    return Trial(**{name: c[order] if isinstance(c, np.ndarray) else c for name, c in columns.items()})
+
+
 def _walk(margins: Sequence[_Margin], thresholds: Array, alpha: float) -> list[float]:
     """Fixed-sequence testing: all thresholds before the first that may break a goal."""
     kept = []
     for threshold in thresholds:
-        if max(margin.p_value(float(threshold)) for margin in margins) > alpha:
+        if _worst(margins, threshold) > alpha:
             break
         kept.append(float(threshold))
     return kept
+
+
+def _worst(margins: Sequence[_Margin], threshold: float) -> float:
+    """All goals are kept unless one is broken, so the least sure one speaks for all."""
+    return max(margin.p_value(float(threshold)) for margin in margins)
 
 
 def _quality(trial: Trial, threshold: float) -> float:
