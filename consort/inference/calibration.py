@@ -12,7 +12,6 @@ error. The guarantee ends where traffic changes: `drift` watches for that.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,8 +186,20 @@ def spent_of(small: Array, large: Array, asked: NDArray[np.bool_], *, edge_first
 def _shuffled(trial: Trial, seed: int) -> Trial:
     """A file's order may follow its subjects, and then the first outcomes are not like the others."""
     order = np.random.default_rng(seed).permutation(trial.suffices.size)
-    columns = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
-    return Trial(**{name: c[order] if isinstance(c, np.ndarray) else c for name, c in columns.items()})
+
+    def taken(column: Array | None) -> Array | None:
+        return None if column is None else column[order]
+
+    return Trial(
+        trial.suffices[order],
+        trial.small_scores[order],
+        trial.large_scores[order],
+        edge_first=trial.edge_first,
+        small_eur=taken(trial.small_eur),
+        large_eur=taken(trial.large_eur),
+        small_s=taken(trial.small_s),
+        large_s=taken(trial.large_s),
+    )
 
 
 def _walk(margins: Sequence[_Margin], thresholds: Array, alpha: float) -> list[float]:

@@ -91,7 +91,7 @@ def prepare(evidence: Sequence[Evidence]) -> Prepared:
         spreads[group], rows[group] = spread, standardised(raw, means[group], spread)
         kernel += _part_weight(group, answered) * gaussian(rows[group], rows[group], WIDTHS[group])
     identity = np.eye(len(evidence))
-    inverses: dict[float, Array] = {p: np.linalg.inv(kernel + p * identity) for p in PENALTIES}
+    inverses = {p: np.asarray(np.linalg.inv(kernel + p * identity), np.float64) for p in PENALTIES}
     return Prepared(groups, rarities, words, means, spreads, rows, inverses, len(evidence))
 
 

@@ -7,7 +7,7 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from consort.inference.answer_checks import failed_checks
 from consort.inference.evidence import evidence_of
@@ -16,17 +16,23 @@ from consort.types import Answer, Request, Scorer
 
 
 def gain_scorer(
-    model: GainModel, *, proxy_agreement: Callable[[Request, Answer | None], Awaitable[float]] | None = None
+    model: GainModel,
+    *,
+    proxy_agreement: Callable[[Request, Answer | None], Awaitable[float]] | None = None,
+    other_answers: Callable[[Request], Awaitable[Sequence[str]]] | None = None,
 ) -> Scorer:
-    """A scorer of what was learned; `proxy_agreement` is asked where the model learned with it."""
+    """A scorer of what was learned; the proxy and the other devices are asked where it learned with them."""
 
     async def score(request: Request, answer: Answer | None) -> float:
         proxy = None
         if proxy_agreement is not None and "proxy" in model.groups:
             proxy = await proxy_agreement(request, answer)
+        others: Sequence[str] = ()
+        if other_answers is not None and "agreement" in model.groups:
+            others = await other_answers(request)
         # a model of questions is as right after the answer as before
         seen = answer if model.needs_answer else None
-        return model.suffices(model.gain(evidence_of(request, seen, proxy=proxy)))
+        return model.suffices(model.gain(evidence_of(request, seen, others=others, proxy=proxy)))
 
     return score
 

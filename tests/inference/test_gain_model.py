@@ -135,6 +135,27 @@ def test_scorers_answer_in_0_to_1_before_and_after(model: GainModel) -> None:
     assert asyncio.run(checks_scorer()(request, answer)) < 0.5  # type: ignore[arg-type]
 
 
+def test_other_devices_are_asked_where_their_agreement_was_learned() -> None:
+    same = np.arange(60) % 2 == 0
+    evidence = [
+        Evidence("one question", "#### 4", others=("#### 4" if agrees else "#### 9",)) for agrees in same
+    ]
+    model = fit_gain(evidence, (~same).astype(float))
+    request, answer = Request((Message("user", "one question"),)), Answer("#### 4", "edge")
+
+    async def agrees(request: Request) -> list[str]:
+        return ["#### 4"]
+
+    async def differs(request: Request) -> list[str]:
+        return ["#### 9"]
+
+    trusted, doubted = (
+        asyncio.run(gain_scorer(model, other_answers=ask)(request, answer))  # type: ignore[arg-type]
+        for ask in (agrees, differs)
+    )
+    assert trusted > doubted
+
+
 def test_agreement_of_the_proxy_is_learned_where_it_is_given() -> None:
     rng = np.random.default_rng(8)
     agreement = rng.random(120)
