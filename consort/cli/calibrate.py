@@ -14,8 +14,7 @@ from consort.errors import ConfigError
 from consort.problems import nearest
 
 if TYPE_CHECKING:
-    from consort.bench.routing_curve import Judged
-    from consort.inference.calibration import Calibration
+    from consort.bench.learn import Learned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,14 +82,9 @@ def prices(given: Sequence[str], models: Sequence[str]) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> int:
     """Learn from one half of the outcomes, calibrate and judge on the other; print, and store if asked."""
-    import numpy as np
-
-    from consort.bench.compare import request_eur
+    from consort.bench.learn import learn_scorer
     from consort.bench.outcomes import pair, read_outcomes
-    from consort.bench.routing_curve import judge
-    from consort.inference.calibration import Trial, calibrate, threshold_grid
-    from consort.inference.gain_file import StoredScorer, save_scorer
-    from consort.inference.gain_fit import fit_gain
+    from consort.inference.gain_file import save_scorer
     from consort.inference.goals import parse_goal
 
     goals = [parse_goal(text) for text in args.goal]
@@ -106,68 +100,42 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{data.small} and {data.large}: learning from half of {len(data.outcomes)} outcomes", file=sys.stderr
     )
-    evidence = data.evidence(answered=after)
-    learn, rest = np.array_split(np.random.default_rng(args.seed).permutation(len(evidence)), 2)
-    model = fit_gain(
-        [evidence[i] for i in learn], data.gains[learn], small=data.small, large=data.large, seed=args.seed
+    learned = learn_scorer(
+        data,
+        goals,
+        after_answer=after,
+        prices_eur=given,
+        confidence=args.confidence,
+        requests_per_month=args.requests_per_month,
+        seed=args.seed,
     )
-    need = np.array([model.gain(evidence[i]) for i in rest])
-    suffices = np.array([model.suffices(gain) for gain in need])
-    columns = {
-        "small_eur": request_eur(data, data.small, given),
-        "large_eur": request_eur(data, data.large, given),
-        "small_s": data.latencies_s(data.small),
-        "large_s": data.latencies_s(data.large),
-    }
-    calibration = None
-    if goals:
-        calibration = calibrate(
-            Trial(
-                suffices,
-                data.small_scores[rest],
-                data.large_scores[rest],
-                edge_first=after,
-                **{name: None if column is None else column[rest] for name, column in columns.items()},
-            ),
-            goals,
-            threshold_grid(np.array([model.suffices(gain) for gain in model.quantiles])),
-            confidence=args.confidence,
-            requests_per_month=args.requests_per_month,
-        )
-    judged = judge(need, data.gains[rest], seed=args.seed)
     if args.out:
-        save_scorer(StoredScorer(model, calibration, suffices), args.out)
+        save_scorer(learned.scorer, args.out)
         print(f"scorer: {args.out}", file=sys.stderr)
-    _tell(args, judged, calibration, small=data.small, large=data.large, after=after, num_judged=rest.size)
+    if args.json:
+        print(json.dumps(_as_json(learned)))
+    else:
+        _tell(learned)
     return 0
 
 
-def _tell(
-    args: argparse.Namespace,
-    judged: Judged,
-    calibration: Calibration | None,
-    *,
-    small: str,
-    large: str,
-    after: bool,
-    num_judged: int,
-) -> None:
-    when = "after" if after else "before"
-    if args.json:
-        figures = {
-            name: [figure.value, figure.low, figure.high]
-            for name, figure in (("apgr", judged.apgr), ("cpt50", judged.cpt50), ("cpt80", judged.cpt80))
-        }
-        told = dataclasses.asdict(calibration) if calibration else None
-        print(
-            json.dumps(
-                {"small": small, "large": large, "when": when, "judged": num_judged, **figures, "goals": told}
-            )
-        )
-        return
-    print(
-        f"deciding {when} the answer of {small}, judged on {num_judged} outcomes that it did not learn from:"
-    )
+def _as_json(learned: Learned) -> dict[str, object]:
+    model, judged, calibration = learned.scorer.model, learned.judged, learned.scorer.calibration
+    figures = (("apgr", judged.apgr), ("cpt50", judged.cpt50), ("cpt80", judged.cpt80))
+    return {
+        "small": model.small,
+        "large": model.large,
+        "when": "after" if model.needs_answer else "before",
+        "judged": learned.num_judged,
+        **{name: [figure.value, figure.low, figure.high] for name, figure in figures},
+        "goals": dataclasses.asdict(calibration) if calibration else None,
+    }
+
+
+def _tell(learned: Learned) -> None:
+    model, judged, calibration = learned.scorer.model, learned.judged, learned.scorer.calibration
+    when = "after" if model.needs_answer else "before"
+    print(f"deciding {when} the answer of {model.small}, judged on {learned.num_judged} unseen outcomes:")
     print(f"  APGR {judged.apgr}   CPT(50) {judged.cpt50}   CPT(80) {judged.cpt80}")
     if calibration is None:
         return
@@ -177,7 +145,8 @@ def _tell(
         place = "everything goes to the cloud" if calibration.cloud_share else "everything stays at the edge"
         print(f"  until then {place}")
         return
-    print(f"  ask {large} where the probability that {small} suffices is below {calibration.threshold:.4f}")
+    likely = f"the probability that {model.small} suffices"
+    print(f"  ask {model.large} where {likely} is below {calibration.threshold:.4f}")
     euros = (
         ""
         if calibration.eur_per_request is None
