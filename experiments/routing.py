@@ -166,7 +166,7 @@ def nine_models(folder: Path) -> dict[str, object]:
         "pairs": areas,
         "leads on test too small to divide by": closer,
         "mean_apgr": statistics.mean(values),
-        "stderr_over_pairs": statistics.stdev(values) / len(values) ** 0.5,
+        "sd_over_pairs": statistics.stdev(values),
         "labels_a_pair": NINE_LABELS,
     }
 
@@ -298,9 +298,13 @@ def page(found: dict[str, dict]) -> str:
         ]
     if "nine" in found:
         one = found["nine"]
-        lines += ["", f"Nine models, mean of {len(one['pairs'])} pairs: {one['mean_apgr']:.3f} ± "
-                  f"{one['stderr_over_pairs']:.3f} (stderr over pairs); asked >= .70. "
-                  f"Left out, lead on the test file below {LEAST_LEAD}: {len(one['leads on test too small to divide by'])}."]  # fmt: skip
+        left_out = len(one["leads on test too small to divide by"])
+        lines += [
+            "",
+            f"Nine models, mean of {len(one['pairs'])} pairs: {one['mean_apgr']:.3f} "
+            f"(sd {one['sd_over_pairs']:.3f} over pairs, which share models); asked >= .70. "
+            f"Left out, lead below {LEAST_LEAD} on the test file: {left_out}.",
+        ]
         lines += [
             "",
             "| pair | APGR |",

@@ -24,7 +24,6 @@ from consort.inference.gain_model import (
     FeaturePart,
     GainModel,
     TextPart,
-    gaussian,
     sigmoid,
     standardised,
 )
@@ -89,7 +88,7 @@ def prepare(evidence: Sequence[Evidence]) -> Prepared:
         means[group], spread = raw.mean(axis=0), raw.std(axis=0)
         spread[spread < 1e-9] = np.inf  # a feature that never varies says nothing
         spreads[group], rows[group] = spread, standardised(raw, means[group], spread)
-        kernel += _part_weight(group, answered) * gaussian(rows[group], rows[group], WIDTHS[group])
+        kernel += _part_weight(group, answered) * _gaussian(rows[group], rows[group], WIDTHS[group])
     identity = np.eye(len(evidence))
     inverses = {p: np.asarray(np.linalg.inv(kernel + p * identity), np.float64) for p in PENALTIES}
     return Prepared(groups, rarities, words, means, spreads, rows, inverses, len(evidence))
@@ -159,6 +158,13 @@ def _unit_rows(counts: csr_array, rarity: NDArray[np.float32]) -> csr_array:
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     norms = np.sqrt(np.bincount(row, weights=data**2, minlength=counts.shape[0]))
     return csr_array((data / norms[row], counts.indices, counts.indptr), shape=counts.shape)
+
+
+def _gaussian(rows: Array, examples: Array, width: float) -> Array:
+    """exp(-width * mean squared difference), [rows, examples]."""
+    squares = (rows**2).sum(axis=1)[:, None] + (examples**2).sum(axis=1) - 2 * rows @ examples.T
+    kernel: Array = np.exp(-width / rows.shape[1] * np.maximum(squares, 0))
+    return kernel
 
 
 def _ridge(inverses: Mapping[float, Array], targets: Array) -> tuple[float, Array, Array]:

@@ -8,7 +8,7 @@ numpy alone, and takes a look-up for each n-gram and one product with the exampl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -50,6 +50,10 @@ class FeaturePart:
     spread: Array
     examples: Array
     coefficients: Array
+    squares: Array = field(init=False, repr=False)  # of the examples: summed once, not for each score
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "squares", np.square(self.examples).sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,9 @@ class GainModel:
         for name, text in self.texts.items():
             gain += _text_gain(text, *TEXTS[name](evidence))
         for group, part in self.parts.items():
-            row = standardised(np.array([features(evidence, group)]), part.mean, part.spread)
-            gain += float((gaussian(row, part.examples, WIDTHS[group]) @ part.coefficients)[0])
+            row = standardised(np.array(features(evidence, group)), part.mean, part.spread)
+            distances = row @ row + part.squares - 2 * (part.examples @ row)
+            gain += float(np.exp(-WIDTHS[group] / row.size * distances) @ part.coefficients)
         return gain
 
     def suffices(self, gain: float) -> float:
@@ -115,13 +120,6 @@ def _text_gain(text: TextPart, buckets: Buckets, counts: Array) -> float:
 def standardised(raw: Array, mean: Array, spread: Array) -> Array:
     """Features in standard deviations from the examples' mean, none farther out than four."""
     return np.clip((raw - mean) / spread, -_FARTHEST, _FARTHEST)
-
-
-def gaussian(rows: Array, examples: Array, width: float) -> Array:
-    """exp(-width * mean squared difference), [rows, examples]."""
-    squares = (rows**2).sum(axis=1)[:, None] + (examples**2).sum(axis=1) - 2 * rows @ examples.T
-    kernel: Array = np.exp(-width / rows.shape[1] * np.maximum(squares, 0))
-    return kernel
 
 
 def sigmoid(values: Array) -> Array:
