@@ -30,7 +30,8 @@ FRAMEWORKS = {
     "transformers": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
     "peft": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
     "flwr": {"federated/flower_app.py"},
-    "matplotlib": {"bench/report.py"},
+    "matplotlib": {"bench/report.py", "bench/pareto.py"},
+    "scipy": {"inference/gain_fit.py"},
 }
 IMPORT_LIMIT_S = 0.150
 

@@ -1,6 +1,6 @@
 """report.html: a run on one page that needs no network: result, bars, curves, bytes, answers, configuration.
 
-The only file that imports matplotlib, and only when a picture is drawn; without it the page has its tables
+matplotlib is imported only when a picture is drawn; without it the page has its tables
 and says how to get the pictures. Does not measure: all comes from a RunResult and from the run directory.
 """
 

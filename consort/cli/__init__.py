@@ -25,6 +25,8 @@ VERBS = {
     "doctor": "what is installed, what is missing, and the command that repairs it",
     "tune": "co-tune the models of a configuration on their data",
     "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
+    "calibrate": "learn from outcomes who should answer, and keep goals of quality, cost and latency",
+    "bench": "compare ways of deciding who answers on outcomes: quality, cost, APGR, CPT",
     "chat": "talk to a model or adapter",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }

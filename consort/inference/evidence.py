@@ -1,0 +1,145 @@
+"""What is known about one question when it is decided who answers, as groups of plain features.
+
+Before the edge has answered that is the question alone; after it also the answer, its log-probabilities, what
+other devices' models answered, and how far the device's copy of the proxy agrees. Nothing here asks a model:
+a caller hands over what it has. Does not weigh the features; `gain_model` learns that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from consort.inference.answer_checks import CHECKS, check_answer, final_number
+from consort.inference.ngrams import byte_buckets
+from consort.inference.surface import SURFACE, surface_features
+from consort.types import Answer, Request, TokenLogprob
+
+Group: TypeAlias = Literal["surface", "checks", "confidence", "agreement", "proxy"]
+CONFIDENCE = (
+    "mean log-probability", "lowest log-probability", "tenth percentile", "share below half", "mean margin",
+    "log tokens",
+)  # fmt: skip
+AGREEMENT = ("same final answer, share", "mean likeness", "least likeness", "distinct final answers, share")
+_CHOICE = re.compile(r"^\W*([A-J])\b(?!')|\b(?:answer|option|choice)\W+(?:is\W+)?([A-J])\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A question and whatever else is known. `others`: what other models answered, never the cloud's, which
+    would already be paid for. `proxy`: the share of the answer's tokens that the proxy would have written."""
+
+    question: str
+    answer: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    others: tuple[str, ...] = ()
+    proxy: float | None = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of features that this evidence has."""
+        has: dict[Group, bool] = {
+            "surface": True,
+            "checks": self.answer is not None,
+            "confidence": bool(self.logprobs),
+            "agreement": self.answer is not None and bool(self.others),
+            "proxy": self.proxy is not None,
+        }
+        return tuple(group for group, present in has.items() if present)
+
+
+def evidence_of(
+    request: Request, answer: Answer | None, *, others: Sequence[str] = (), proxy: float | None = None
+) -> Evidence:
+    """The evidence about a request as it is served: all its turns are the question."""
+    question = request.prompt
+    if question is None:
+        question = "\n".join(message.content for message in request.messages)
+    if answer is None:
+        return Evidence(question, proxy=proxy)
+    return Evidence(question, answer.text, answer.logprobs, tuple(others), proxy)
+
+
+def features(evidence: Evidence, group: Group) -> list[float]:
+    """The features of one group, in the order of `FEATURES[group]`."""
+    return _COMPUTE[group](evidence)
+
+
+def likeness(one: str, other: str) -> float:
+    """Cosine of two texts' byte n-gram counts: 1 for the same words in any order, near 0 for unlike texts."""
+    (ours, our_counts), (theirs, their_counts) = byte_buckets(one), byte_buckets(other)
+    _, at_ours, at_theirs = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+    norms = float(np.linalg.norm(our_counts) * np.linalg.norm(their_counts))
+    return min(float(our_counts[at_ours] @ their_counts[at_theirs]) / norms, 1.0) if norms else 0.0
+
+
+def _checks(evidence: Evidence) -> list[float]:
+    return check_answer(evidence.question, evidence.answer or "")
+
+
+def _confidence(evidence: Evidence) -> list[float]:
+    logprobs = np.array([token.logprob for token in evidence.logprobs])
+    margins = [
+        token.logprob - max(other for text, other in token.top if text != token.token)
+        for token in evidence.logprobs
+        if any(text != token.token for text, _ in token.top)
+    ]
+    return [
+        float(logprobs.mean()),
+        float(logprobs.min()),
+        float(np.quantile(logprobs, 0.1)),
+        float((logprobs < math.log(0.5)).mean()),
+        sum(margins) / len(margins) if margins else 0.0,
+        math.log1p(logprobs.size),
+    ]
+
+
+def _agreement(evidence: Evidence) -> list[float]:
+    answer = evidence.answer or ""
+    ours, finals = _final(answer), [_final(other) for other in evidence.others]
+    alike = [likeness(answer, other) for other in evidence.others]
+    return [
+        sum(final == ours for final in finals) / len(finals),
+        sum(alike) / len(alike),
+        min(alike),
+        len({ours, *finals}) / (1 + len(finals)),
+    ]
+
+
+def _final(answer: str) -> float | str:
+    """What an answer comes down to: its chosen letter, its final number, or else its words."""
+    choices = _CHOICE.findall(answer)
+    if choices:
+        return "".join(choices[-1])
+    final = final_number(answer)
+    return final if final is not None else " ".join(answer.lower().split())
+
+
+def _surface(evidence: Evidence) -> list[float]:
+    return surface_features(evidence.question)
+
+
+def _proxy(evidence: Evidence) -> list[float]:
+    assert evidence.proxy is not None, "`groups` says whether the proxy was heard"
+    return [evidence.proxy]
+
+
+_COMPUTE: Mapping[Group, Callable[[Evidence], list[float]]] = {
+    "surface": _surface,
+    "checks": _checks,
+    "confidence": _confidence,
+    "agreement": _agreement,
+    "proxy": _proxy,
+}
+FEATURES: Mapping[Group, tuple[str, ...]] = {
+    "surface": SURFACE,
+    "checks": CHECKS,
+    "confidence": CONFIDENCE,
+    "agreement": AGREEMENT,
+    "proxy": ("agreement of the proxy",),
+}

@@ -1,0 +1,97 @@
+"""`consort calibrate` and `consort bench` on the command line: results on stdout, one error a mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from consort.cli import main
+from consort.inference.gain_file import load_scorer
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path) -> Path:
+    rows = []
+    for index in range(160):
+        hard = index % 4 == 0
+        prompt = f"{'Prove the theorem' if hard else 'Say hello'} number {index}"
+        answer = f"2 + {index} = {index + 2 + hard}\n#### {index + 2 + hard}"
+        scores = {"edge": float(not hard), "cloud": float(index % 40 != 1)}
+        rows.append(json.dumps({"prompt": prompt, "scores": scores, "answers": {"edge": answer}}))
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+def test_calibrate_learns_keeps_a_goal_and_stores_it(
+    outcomes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer = tmp_path / "scorer.safetensors"
+    goal = ["--goal", "quality >= 0.8 of cloud", "--out", str(scorer)]
+    assert main(["calibrate", str(outcomes), *goal, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["small"], told["large"], told["when"]) == ("edge", "cloud", "after")
+    assert told["apgr"][0] > 0.8
+    assert told["goals"]["kept"]
+    stored = load_scorer(scorer)
+    assert stored.calibration is not None
+    assert stored.calibration.threshold == told["goals"]["threshold"]
+    assert stored.scores.size == told["judged"] == 80
+    assert main(["calibrate", str(outcomes), *goal, "--when", "before"]) == 0
+    shown = capsys.readouterr().out
+    assert "deciding before the answer" in shown
+    assert "ask cloud where" in shown
+
+
+def test_calibrate_says_when_nothing_can_be_promised(
+    outcomes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", str(outcomes), "--goal", "quality >= 0.999"]) == 0
+    shown = capsys.readouterr().out
+    assert "no threshold could be certified" in shown
+    assert "everything goes to the cloud" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--goal", "quality > nice"], "not a goal"),
+        (["--price", "clod=1", "--goal", "cost <= 1 EUR/month"], 'did you mean "cloud"'),
+        (["--price", "cloud=cheap"], "is not a price"),
+        (["--small", "edgy"], 'did you mean "edge"'),
+        (["--goal", "cost <= 1 EUR/month"], "what the models cost"),
+        (["--confidence", "2", "--goal", "quality >= 0.5"], "no confidence"),
+    ],
+)
+def test_mistakes_are_one_error(
+    words: list[str], what: str, outcomes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", str(outcomes), *words]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert what in shown.err
+
+
+def test_bench_compares_and_draws(outcomes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "pareto.png"
+    words = ["bench", str(outcomes), "--folds", "2", "--cloud-share", "0.25", "--picture", str(picture)]
+    prices = ["--price", "edge=0.001", "--price", "cloud=0.01"]
+    assert main([*words, *prices, "--json"]) == 0
+    rows = {row["strategy"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert set(rows) == {"edge", "cloud", "random", "route", "cascade, checks only", "cascade"}
+    assert rows["route"]["quality"] > rows["random"]["quality"]
+    assert rows["route"]["edge_share"] == pytest.approx(0.75)
+    assert rows["edge"]["eur_per_request"] == pytest.approx(0.001)
+    assert picture.stat().st_size > 1000
+    assert main(["bench", str(outcomes), "--folds", "2"]) == 0
+    assert "APGR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--folds", "1"], ["--cloud-share", "2"], ["--large", "none"]])
+def test_bench_refuses_what_cannot_be_meant(
+    words: list[str], outcomes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(outcomes), *words]) == 1
+    assert "error:" in capsys.readouterr().err
