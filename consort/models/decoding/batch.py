@@ -105,7 +105,7 @@ class Batch:
         return written, holding
 
     def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
-        """Read on in prompts, the oldest first; logits [V] of those that ended."""
+        """Read on in prompts, in the order of their slots; logits [V] of those that ended."""
         chosen: dict[int, int] = {}  # slot to tokens
         for slot in range(self.writing, len(self.rows)):
             unread = len(self.rows[slot].unread)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-from consort.models.decoding.families import Decoder, Layer
+from consort.models.decoding.parts import Decoder, Layer
 
 
 @dataclass(frozen=True, slots=True)
