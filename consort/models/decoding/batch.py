@@ -105,7 +105,7 @@ class Batch:
         return written, holding
 
     def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
-        """Read on in prompts, the oldest first; logits [V] of those that ended."""
+        """Read on in prompts, in the order of their slots; logits [V] of those that ended."""
         chosen: dict[int, int] = {}  # slot to tokens
         for slot in range(self.writing, len(self.rows)):
             unread = len(self.rows[slot].unread)
@@ -153,14 +153,14 @@ class Batch:
             token_keys(self.vocabulary),
         )
         written = []
-        for row, token, logits_V in zip(rows, tokens, logits_RV, strict=True):
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             row.written.append(token)
             finish: Literal["stop", "length"] | None = None
             if token == self.vocabulary.eos_id:
                 finish = "stop"
             elif len(row.written) == row.max_new_tokens:
                 finish = "length"
-            logprob, top = _logprobs(logits_V, token, row.top_logprobs)
+            logprob, top = _logprobs(logits_RV[place], token, row.top_logprobs)
             written.append(Written(row, token, logprob, top, finish))
         for one in written:
             if one.finish:

@@ -109,9 +109,8 @@ class Engine:
         while self._obey():
             try:
                 self._step()
-            except (
-                Exception
-            ) as error:  # whatever a module raises: nobody may wait for ever, the next may work
+            except Exception as error:
+                # whatever a module raises: nobody may wait for ever, and the next request may work
                 self._fail(ModelError(f"the model failed while computing: {error}"))
                 self._batch = self._open_batch()
             self._after_step()

@@ -3,15 +3,14 @@ decoder.
 
 Reads a transformers module with the LoRAs it computes with, and refuses (`None`) whatever the lean network
 does not compute, by looking at the configuration and at the layers' classes. Matrices that are joined are
-copies in float32; the others are shared with the module. Computes nothing.
+copies in float32, as are those wider than long; the others are shared with the module. Computes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -19,8 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-Activation: TypeAlias = Callable[[Tensor], Tensor]
-Norm: TypeAlias = "LayerNorm | RmsNorm"
+from consort.models.decoding.parts import Activation, Decoder, Layer, LayerNorm, Linear, RmsNorm
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": F.silu,
@@ -30,87 +28,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
 }
 STATIC_ROPES = {"default", "linear", "llama3", "yarn"}  # frequencies that do not depend on the text's length
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """`x @ weight + bias`; weight [in, out]."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        """Rows through the layer."""
-        if self.bias is None:
-            return torch.mm(x_ND, self.weight)
-        return torch.addmm(self.bias, x_ND, self.weight)
-
-    def onto(self, residual_ND: Tensor, x_ND: Tensor) -> Tensor:
-        """The same added to a residual."""
-        total_ND = torch.addmm(residual_ND, x_ND, self.weight)
-        return total_ND if self.bias is None else total_ND.add_(self.bias)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Zero mean and unit variance over the last dimension."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        """Rows, normalised."""
-        return torch.layer_norm(x_ND, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
-class RmsNorm:
-    """Unit mean square over the last dimension; `weight` [..., D]."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        """Rows, normalised."""
-        # LayerNorm of (x, -x): mean 0, variance mean(x^2). One kernel, where rms_norm is five on a CPU.
-        width = x_ND.shape[-1]
-        both = torch.layer_norm(torch.cat((x_ND, -x_ND), -1), (2 * width,), None, None, self.eps)
-        return both[..., :width] * self.weight
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One block. `qkv` gives the heads of queries, keys and values one after the other; `up` of a gated MLP
-    gives gate and value."""
-
-    attention_norm: Norm
-    qkv: Linear
-    qk_norm: RmsNorm | None
-    out: Linear
-    mlp_norm: Norm
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """A decoder's weights, for C positions."""
-
-    embedding_VD: Tensor
-    layers: tuple[Layer, ...]
-    final_norm: Norm
-    head: Linear
-    heads: int
-    kv_heads: int
-    head_dim: int
-    activation: Activation
-    gated: bool = False
-    parallel: bool = False  # attention and MLP both read the block's input
-    positions_CD: Tensor | None = None  # learned
-    embedding_norm: Norm | None = None
-    rotation_CR: Tensor | None = None  # complex: turns pairs of neighbouring numbers in queries and keys
-    slopes_H: Tensor | None = None  # attention is biased by the key's position times this (ALiBi)
 
 
 @torch.no_grad()
@@ -151,7 +68,8 @@ def _llama(module: Any, positions: int) -> Decoder | None:
         norm = None
         if hasattr(attention, "q_norm"):
             weights = [attention.q_norm.weight[order]] * heads + [attention.k_norm.weight[order]] * kv_heads
-            norm = RmsNorm(torch.stack(weights).float(), attention.q_norm.variance_epsilon)
+            eps, device = attention.q_norm.variance_epsilon, module.device
+            norm = RmsNorm(torch.ones(2 * head_dim, device=device), eps), torch.stack(weights).float()
         return Layer(
             attention_norm=_rms_norm(block.input_layernorm),
             qkv=_joined([queries, keys, _linear(attention.v_proj)]),
@@ -292,15 +210,20 @@ def _linear(layer: Any) -> Linear:
         for name in layer.active_adapters:
             if name in layer.lora_A and name not in layer.merged_adapters:
                 weight = weight + layer.get_delta_weight(name)
-    return Linear(
-        weight if isinstance(base, Conv1D) else weight.t(), None if bias is None else bias.detach().float()
-    )
+    weight_IO = weight if isinstance(base, Conv1D) else weight.t()
+    return Linear(_laid_out(weight_IO), None if bias is None else bias.detach().float())
+
+
+def _laid_out(weight_IO: Tensor) -> Tensor:
+    """The same weights with the longer side running through memory: a product with one row, which waits for
+    memory, is up to three times as quick so (experiments/decoding.py)."""
+    wide = weight_IO.shape[1] > weight_IO.shape[0]
+    return weight_IO.contiguous() if wide else weight_IO.t().contiguous().t()
 
 
 def _joined(parts: Sequence[Linear]) -> Linear:
     """Several layers of the same input as one."""
-    # laid out [out, in], as their parts were: a product with few rows reads them faster so
-    weight = torch.cat([part.weight.t() for part in parts]).t()
+    weight = _laid_out(torch.cat([part.weight for part in parts], 1))
     biases = [
         part.weight.new_zeros(part.weight.shape[1]) if part.bias is None else part.bias for part in parts
     ]
@@ -362,4 +285,4 @@ def _layer_norm(norm: Any) -> LayerNorm:
 
 
 def _rms_norm(norm: Any) -> RmsNorm:
-    return RmsNorm(norm.weight.detach().float(), norm.variance_epsilon)
+    return RmsNorm(norm.weight.detach().float().repeat(2), norm.variance_epsilon)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-from consort.models.decoding.families import Decoder, Layer
+from consort.models.decoding.parts import Decoder, Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Places:
     causal: bool  # in place of a mask, where every row begins its text
     filled: int  # L
     rows: int  # B
+    tokens: int  # N
 
 
 class LeanNetwork:
@@ -38,6 +39,7 @@ class LeanNetwork:
         # one position more, which nobody reads: what pads a short row is written there
         shape = (slots, positions + 1, 2 * decoder.kv_heads, decoder.head_dim)
         self._cache = torch.zeros(len(decoder.layers), *shape, device=device)
+        self._flat = self._cache.flatten(1, 2).unbind()  # each layer's, one slot after the other
         self._columns = torch.arange(positions + 1, device=device)
 
     @torch.inference_mode()
@@ -53,7 +55,8 @@ class LeanNetwork:
         places_BT = self._tensor(starts)[:, None]
         if width > 1:
             places_BT = (places_BT + self._columns[:width]).clamp_(max=self.positions)
-        x_ND = self._hidden(self._tensor(rows), places_BT, slots, min(max(starts) + width, self.positions))
+        places = self._places(places_BT, slots, starts)
+        x_ND = self._hidden(self._tensor(rows), places_BT, places)
         if every and min(lengths) < width:
             x_ND = x_ND[(self._columns[:width] < self._tensor(lengths)[:, None]).flatten()]
         elif not every and width > 1:
@@ -69,7 +72,7 @@ class LeanNetwork:
     def _tensor(self, numbers: object) -> Tensor:
         return torch.tensor(numbers, device=self._columns.device)
 
-    def _hidden(self, ids_BT: Tensor, places_BT: Tensor, slots: Sequence[int], filled: int) -> Tensor:
+    def _hidden(self, ids_BT: Tensor, places_BT: Tensor, places: Places) -> Tensor:
         """Hidden states [N, D] before the last norm."""
         decoder = self.decoder
         x_ND = F.embedding(ids_BT.flatten(), decoder.embedding_VD)
@@ -80,14 +83,14 @@ class LeanNetwork:
             x_ND = x_ND + learned_ND
         if decoder.embedding_norm is not None:
             x_ND = decoder.embedding_norm(x_ND)
-        places = self._places(places_BT, slots, filled)
-        if isinstance(places.slots, slice):  # views of every layer's cache in one go
-            held = self._cache[:, places.slots, :filled].unbind()
-        for index, (layer, cache) in enumerate(zip(decoder.layers, self._cache.unbind(), strict=True)):
+        side_by_side = isinstance(places.slots, slice)
+        filled = self._cache[:, places.slots if side_by_side else slice(None), : places.filled].unbind()
+        for layer, flat, kept_BLHD in zip(decoder.layers, self._flat, filled, strict=True):
             qkv_NHD = self._qkv(layer, x_ND, places)
-            cache.flatten(0, 1).index_copy_(0, places.write_N, qkv_NHD[:, decoder.heads :])
-            kept_BLHD = held[index] if isinstance(places.slots, slice) else cache[:, :filled][places.slots]
-            attended_ND = self._attend(qkv_NHD[:, : decoder.heads], kept_BLHD, places)
+            flat.index_copy_(0, places.write_N, qkv_NHD[:, decoder.heads :])
+            attended_ND = self._attend(
+                qkv_NHD[:, : decoder.heads], kept_BLHD if side_by_side else kept_BLHD[places.slots], places
+            )
             y_ND = layer.out.onto(x_ND, attended_ND)
             up_NI = layer.up(layer.mlp_norm(x_ND if decoder.parallel else y_ND))
             if decoder.gated:
@@ -97,13 +100,13 @@ class LeanNetwork:
                 x_ND = layer.down.onto(y_ND, decoder.activation(up_NI))
         return x_ND
 
-    def _places(self, places_BT: Tensor, slots: Sequence[int], filled: int) -> Places:
+    def _places(self, places_BT: Tensor, slots: Sequence[int], starts: Sequence[int]) -> Places:
         decoder, (rows, width) = self.decoder, places_BT.shape
-        places_N = places_BT.flatten()
+        filled = min(max(starts) + width, self.positions)
         rotation = decoder.rotation_CR
         slots_B = self._tensor(slots)
         alike = decoder.heads == decoder.kv_heads and decoder.slopes_H is None
-        causal = alike and width == filled and width > 1
+        causal = alike and width > 1 and not any(starts)
         mask_BHTL = None
         if not causal and not (alike and rows == width == 1):
             seen_BTL = self._columns[:filled] <= places_BT[:, :, None]
@@ -117,29 +120,31 @@ class LeanNetwork:
         return Places(
             slots=slice(first, end) if end - first == rows else slots_B,
             write_N=(slots_B[:, None] * (self.positions + 1) + places_BT).flatten(),
-            rotation_N1R=None if rotation is None else rotation[places_N][:, None],
+            rotation_N1R=None if rotation is None else rotation[places_BT.view(-1, 1)],
             mask_BHTL=mask_BHTL,
             causal=causal,
             filled=filled,
             rows=rows,
+            tokens=rows * width,
         )
 
     def _qkv(self, layer: Layer, x_ND: Tensor, places: Places) -> Tensor:
         """Heads of queries, keys and values, turned by their positions."""
         dim, turned = self.decoder.head_dim, self.decoder.heads + self.decoder.kv_heads
         qkv_ND = layer.qkv(layer.attention_norm(x_ND))
-        qkv_NHD = qkv_ND.view(len(x_ND), -1, dim)
+        qkv_NHD = qkv_ND.view(places.tokens, -1, dim)
         if layer.qk_norm is not None:
-            qkv_NHD[:, :turned] = layer.qk_norm(qkv_NHD[:, :turned])
+            norm, weights_HD = layer.qk_norm
+            qkv_NHD[:, :turned] = norm(qkv_NHD[:, :turned]) * weights_HD
         if places.rotation_N1R is not None:
-            pairs_NHR = torch.view_as_complex(qkv_ND.view(len(x_ND), -1, dim // 2, 2))
+            pairs_NHR = torch.view_as_complex(qkv_ND.view(places.tokens, -1, dim // 2, 2))
             pairs_NHR[:, :turned].mul_(places.rotation_N1R)
         return qkv_NHD
 
     def _attend(self, queries_NHD: Tensor, kept_BLHD: Tensor, places: Places) -> Tensor:
         decoder, rows = self.decoder, places.rows
         keys_BHLD, values_BHLD = kept_BLHD.transpose(1, 2).chunk(2, 1)
-        width = len(queries_NHD) // rows
+        width = places.tokens // rows
         group = decoder.heads // decoder.kv_heads
         if group == 1:
             queries_BHTD = queries_NHD.view(rows, width, decoder.heads, -1).transpose(1, 2)
@@ -151,4 +156,4 @@ class LeanNetwork:
         )
         if group > 1:
             out_BHTD = out_BHTD.reshape(rows, decoder.heads, width, -1)
-        return out_BHTD.transpose(1, 2).reshape(len(queries_NHD), -1)
+        return out_BHTD.transpose(1, 2).reshape(places.tokens, -1)

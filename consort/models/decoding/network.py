@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from consort.models.local import LocalModel
 
 # Beyond this arithmetic decides, and a second copy of most weights would cost gigabytes.
-LEAN_PARAMETERS = 300e6
+LEAN_PARAMETERS = 200e6
 
 
 def open_network(model: LocalModel, *, slots: int, positions: int) -> Network:

@@ -99,6 +99,9 @@ def test_a_full_cache_and_a_longer_neighbour_s_padding_do_no_harm():
         opened.read([text[:60]], slots=[1], starts=[0], every=False)
         found = opened.read([text[:30], text[60:]], slots=[0, 1], starts=[0, 60], every=True)
         assert close(found, torch.cat([expected(model, text[:30]), expected(model, text)[60:]]))
+        opened.read([text[:9]], slots=[3], starts=[0], every=False)
+        found = opened.read([text, text[9:12]], slots=[2, 3], starts=[0, 9], every=True)
+        assert close(found, torch.cat([expected(model, text), expected(model, text)[9:12]]))
 
 
 @pytest.mark.parametrize(
