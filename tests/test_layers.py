@@ -21,7 +21,7 @@ LAYERS = (
     {"inference", "training"},
     {"models"},
     {"align"},
-    {"config", "config_file", "config_lines", "config_overrides", "config_template", "telemetry"},
+    {"config", "config_file", "config_lines", "config_overrides", "config_template", "config_serve", "telemetry"},
     {"problems"},
     {"types", "errors", "__init__"},
 )
@@ -31,6 +31,8 @@ FRAMEWORKS = {
     "peft": {"models/local.py", "models/zoo.py", "training"},
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py"},
+    "aiohttp": {"models/remote.py"},
+    "uvicorn": {"gateway/serve.py"},
 }
 IMPORT_LIMIT_S = 0.150
 
