@@ -21,7 +21,15 @@ LAYERS = (
     {"inference", "training"},
     {"models"},
     {"align"},
-    {"config", "config_file", "config_lines", "config_overrides", "config_template", "config_serve", "telemetry"},
+    {
+        "config",
+        "config_file",
+        "config_lines",
+        "config_overrides",
+        "config_template",
+        "config_serve",
+        "telemetry",
+    },
     {"problems"},
     {"types", "errors", "__init__"},
 )

@@ -26,6 +26,8 @@ VERBS = {
     "tune": "co-tune the models of a configuration on their data",
     "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
     "chat": "talk to a model or adapter",
+    "serve": "answer behind one OpenAI-compatible endpoint",
+    "keys": "make, list and revoke the keys of the endpoint",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }
 

@@ -31,6 +31,8 @@ class Gauge:
     last_failure_s: float = 0.0
     first_s: float | None = None
     answer_s: float | None = None
+    answers: int = 0
+    tokens: int = 0  # written in them
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class Metered:
                 call.completion_tokens = written
             if call.outcome == "done":
                 gauge.failures_in_row = 0
+                gauge.answers += 1
+                gauge.tokens += call.completion_tokens
                 gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
                 gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
 
