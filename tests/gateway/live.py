@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,9 +13,10 @@ from typing import Any
 
 import aiohttp
 import orjson
-import uvicorn
+from uvicorn.server import ServerState
 
 from consort.config_serve import ServeConfig, ServedModel
+from consort.gateway.app import close
 from consort.gateway.keys import Door
 from consort.gateway.ledger import Ledger
 from consort.gateway.serve import server_config
@@ -65,17 +67,24 @@ async def live(
         ledger=ledger,
         prices={"large": price},
     )
-    server = uvicorn.Server(server_config(service))
-    running = asyncio.create_task(server.serve(sockets=[listening]))
-    while not server.started and not running.done():
-        await asyncio.sleep(0.005)
+    # uvicorn's own protocol without its server, which looks only ten times a second whether it shall end
+    config_of_server = server_config(service)
+    config_of_server.load()
+    state = ServerState()
+    protocol = functools.partial(
+        config_of_server.http_protocol_class, config=config_of_server, server_state=state, app_state={}
+    )
+    server = await asyncio.get_running_loop().create_server(protocol, sock=listening)
     try:
         async with aiohttp.ClientSession() as http:
             yield Live(service, f"http://127.0.0.1:{listening.getsockname()[1]}", http)
     finally:
-        server.should_exit = True
-        await running
-        listening.close()
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        while state.connections or state.tasks:
+            await asyncio.sleep(0.001)
+        await close(service)
 
 
 def text_of(events: Sequence[Any]) -> str:
