@@ -208,7 +208,7 @@ def as_markdown(result: dict[str, object]) -> str:
         "",
         f"Added at p50, alone: {added[0]:.2f} ms a request, {added[1]:.2f} ms a stream.",
         f"500 streams at once, thrice: none lost or reordered, {result['many_s']:.1f} s; resident memory",
-        f"{result['resident_mb_before']:.0f} MB before everything, {result['resident_mb_after']:.0f} MB after.",
+        f"{result['resident_mb_before']:.0f} MB before all, {result['resident_mb_after']:.0f} MB after.",
     ]
     if lite := arms.get("litellm"):
         times = [ours[f"{kind}_per_s"] / lite[f"{kind}_per_s"] for kind in ("requests", "streams")]

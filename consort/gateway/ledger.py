@@ -14,14 +14,14 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from consort.errors import ConsortError
 
-MAX_BATCH = 500  # rows a transaction
+BATCH_S = 0.1  # rows are gathered for so long: the spool holds them meanwhile
 SPOOL_BYTES = 4 << 20  # then a new spool is begun, and the old one leaves once its rows are stored
 
 
@@ -83,12 +83,13 @@ class Ledger:
         self._number = 0
         self._spool, self._spooled = self._new_spool(), 0
         self._warned = False
+        self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._writer.start()
 
     def record(self, row: Row) -> None:
         """Store a row: safe from a killed process when this returns, to be queried a moment later."""
-        line = orjson.dumps(asdict(row), default=str) + b"\n"
+        line = orjson.dumps(row) + b"\n"
         try:
             os.write(self._spool, line)
         except OSError as error:  # a full disk must not cost the client its answer
@@ -108,6 +109,7 @@ class Ledger:
 
     def close(self) -> None:
         """Store what is waiting and let the folder go."""
+        self._closing.set()
         self._queue.put(None)
         self._writer.join()
         self._database.close()
@@ -120,7 +122,8 @@ class Ledger:
     def _write(self) -> None:
         while True:
             batch = [self._queue.get()]
-            while len(batch) < MAX_BATCH and not self._queue.empty():
+            self._closing.wait(BATCH_S)
+            while not self._queue.empty():
                 batch.append(self._queue.get())
             try:
                 with self._database:
