@@ -40,6 +40,7 @@ class ServeConfig:
     goal: Goal = "balance"  # of auto
     deadline_s: float = 120.0  # of a request, from its last byte to the answer's
     max_tokens: int = 512  # of an answer, where the request does not say
+    temperature: float = 0.0  # where the request does not say; 0 takes the likeliest, and can be cached
     max_in_flight: int = 1000  # requests at once; more are told to come back
     max_body_kb: int = 4096  # of a request
     state: str = "consort-state"  # the folder of ledger and keys

@@ -16,13 +16,14 @@ import orjson
 from consort.errors import ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
 from consort.gateway.forms import Ollama, OpenAI
-from consort.gateway.keys import LOCAL, Key
+from consort.gateway.keys import Key
 from consort.gateway.ollama import parse_chat, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
-from consort.gateway.service import OWN, Exchange, Service
+from consort.gateway.service import OWN, Service
+from consort.types import Request
 
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -43,6 +44,8 @@ class _Gateway:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._defaults: Parameters = configured(service.config)
+        config = service.config
+        self._unsaid = Request((), max_tokens=config.max_tokens, temperature=config.temperature)
         self._origin = service.config.allow_origin.encode("latin-1", "replace")
         self._posts: dict[str, Callable[[bytes], tuple[Asked, type[OpenAI] | type[Ollama]]]] = {
             "/v1/chat/completions": lambda body: (self._openai(body, chat=True), OpenAI),
@@ -126,11 +129,10 @@ class _Gateway:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _openai(self, body: bytes, *, chat: bool) -> Asked:
-        limit = self._service.config.max_tokens
-        return parse(body, chat=chat, defaults=self._defaults, max_tokens=limit)
+        return parse(body, chat=chat, defaults=self._defaults, unsaid=self._unsaid)
 
     def _ollama(self, body: bytes) -> Asked:
-        return parse_chat(body, defaults=self._defaults, max_tokens=self._service.config.max_tokens)
+        return parse_chat(body, defaults=self._defaults, unsaid=self._unsaid)
 
     # ---- what is shown
 
@@ -203,6 +205,3 @@ async def close(service: Service) -> None:
 def _status(status: int, error: ConsortError) -> ConsortError:
     error.http_status = status
     return error
-
-
-__all__ = ["LOCAL", "App", "Exchange", "close", "create_app"]

@@ -14,6 +14,7 @@ from consort.errors import RequestError
 from consort.gateway.openai_request import Asked, parse
 from consort.gateway.parameters import Parameters
 from consort.gateway.service import Service
+from consort.types import Request
 
 OPTIONS = {
     "num_predict": "max_tokens",
@@ -25,7 +26,7 @@ OPTIONS = {
 DROPPED = ("keep_alive", "options", "think", "truncate", "shift")
 
 
-def parse_chat(body: bytes, *, defaults: Parameters, max_tokens: int) -> Asked:
+def parse_chat(body: bytes, *, defaults: Parameters, unsaid: Request) -> Asked:
     """The body of `/api/chat`, by way of OpenAI's: one place knows what a request may hold."""
     try:
         raw = orjson.loads(body)
@@ -48,7 +49,7 @@ def parse_chat(body: bytes, *, defaults: Parameters, max_tokens: int) -> Asked:
     taken["messages"] = _turns(raw.get("messages"))
     if not taken.get("tools"):
         taken.pop("tools", None)
-    return parse(orjson.dumps(taken), chat=True, defaults=defaults, max_tokens=max_tokens)
+    return parse(orjson.dumps(taken), chat=True, defaults=defaults, unsaid=unsaid)
 
 
 def tags(service: Service) -> dict[str, Any]:

@@ -76,8 +76,9 @@ class Asked:
     include_usage: bool = False
 
 
-def parse(body: bytes, *, chat: bool, defaults: Parameters, max_tokens: int) -> Asked:
-    """The body of `/v1/chat/completions` or `/v1/completions`. RequestError names the key that is wrong."""
+def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> Asked:
+    """The body of `/v1/chat/completions` or `/v1/completions`; `unsaid` holds what it may leave out.
+    RequestError names the key that is wrong."""
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -87,10 +88,13 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, max_tokens: int) -> 
     if not raw.keys() <= KNOWN:
         _check_others(raw)
     options = _typed(raw, "stream_options", dict, {}) or {}
+    max_tokens = _whole(raw, "max_tokens", unsaid.max_tokens, low=1)
     request = Request(
         _messages(raw) if chat else (),
-        max_tokens=_whole(raw, "max_completion_tokens", _whole(raw, "max_tokens", max_tokens, low=1), low=1),
-        temperature=_number(raw, "temperature", 1.0, high=2.0),
+        max_tokens=_whole(
+            raw, "max_completion_tokens", _whole(raw, "max_tokens", unsaid.max_tokens, low=1), low=1
+        ),
+        temperature=_number(raw, "temperature", unsaid.temperature, high=2.0),
         seed=_whole(raw, "seed", None),
         stop=_stops(raw),
         top_p=_number(raw, "top_p", 1.0, high=1.0),

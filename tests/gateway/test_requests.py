@@ -14,6 +14,9 @@ from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import DESCRIBE, KNOWN, NEUTRAL, Asked, parse
 from consort.gateway.parameters import Parameters
 from consort.models.openai_stream import chat_body
+from consort.types import Request
+
+UNSAID = Request((), max_tokens=9)
 
 words = st.text(max_size=8)
 json_values = st.recursive(
@@ -47,8 +50,8 @@ bodies = st.fixed_dictionaries(
 def read(body: bytes, form: str) -> Asked | None:
     try:
         if form == "ollama":
-            return parse_chat(body, defaults=Parameters(), max_tokens=9)
-        return parse(body, chat=form == "chat", defaults=Parameters(), max_tokens=9)
+            return parse_chat(body, defaults=Parameters(), unsaid=UNSAID)
+        return parse(body, chat=form == "chat", defaults=Parameters(), unsaid=UNSAID)
     except RequestError as refused:
         told = orjson.loads(error_object(refused))["error"]
     assert told["type"] == "invalid_request_error"
@@ -69,9 +72,10 @@ def test_any_bytes_are_read_or_refused(body: bytes, form: str) -> None:
 
 
 def test_what_is_read_is_what_was_asked() -> None:
+    parts = [{"type": "text", "text": text} for text in ("be", " brief")]
     body = {
         "model": "m",
-        "messages": [{"role": "developer", "content": [{"type": "text", "text": t} for t in ("be", " brief")]}],
+        "messages": [{"role": "developer", "content": parts}],
         "max_completion_tokens": 7,
         "temperature": 0,
         "top_p": 0.5,
@@ -85,7 +89,7 @@ def test_what_is_read_is_what_was_asked() -> None:
         "n": 1,
         "consort": {"threshold": 1, "receipt": True},
     }  # fmt: skip
-    asked = parse(orjson.dumps(body), chat=True, defaults=Parameters(), max_tokens=9)
+    asked = parse(orjson.dumps(body), chat=True, defaults=Parameters(), unsaid=UNSAID)
     request = asked.request
     assert (request.messages[0].role, request.messages[0].content) == ("system", "be brief")
     assert (request.max_tokens, request.temperature, request.top_p, request.seed) == (7, 0.0, 0.5, -3)
