@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from consort.errors import ConsortError, RequestError
+from consort.errors import AccessError, ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
 from consort.gateway.forms import Ollama, OpenAI
-from consort.gateway.keys import Key
+from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
@@ -107,11 +107,20 @@ class _Gateway:
     # ---- what is asked
 
     def _enter(self, scope: Scope) -> Key:
-        given = b""
+        """Who asks. Where no key is needed, no other site's page may ask through a visitor's browser."""
+        given = origin = host = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 given = value
-        return self._service.door.enter(given)
+            elif name == b"origin":
+                origin = value
+            elif name == b"host":
+                host = value
+        key = self._service.door.enter(given)
+        if key is LOCAL and origin and origin.rpartition(b"//")[2] != host and origin != self._origin:
+            hint = "set serve.allow_origin to the page's origin"
+            raise _status(403, AccessError("pages of other sites may not ask here", hint=hint))
+        return key
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._service.config.max_body_kb << 10

@@ -91,9 +91,7 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
     max_tokens = _whole(raw, "max_tokens", unsaid.max_tokens, low=1)
     request = Request(
         _messages(raw) if chat else (),
-        max_tokens=_whole(
-            raw, "max_completion_tokens", _whole(raw, "max_tokens", unsaid.max_tokens, low=1), low=1
-        ),
+        max_tokens=_whole(raw, "max_completion_tokens", max_tokens, low=1),
         temperature=_number(raw, "temperature", unsaid.temperature, high=2.0),
         seed=_whole(raw, "seed", None),
         stop=_stops(raw),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -274,6 +275,36 @@ def test_only_health_and_the_page_are_open_without_a_key(tmp_path: Path) -> None
     statuses = run(work, tmp_path)
     assert statuses == {"/health": 200, "/": 200, "/v1/models": 401, "/metrics": 401, "/overview": 401,
                         "/api/tags": 401, "/nothing": 404}  # fmt: skip
+
+
+def test_another_sites_page_may_not_ask_unless_it_is_allowed(tmp_path: Path) -> None:
+    async def work(here: Live) -> list[tuple[int, str | None]]:
+        found = []
+        for origin in (here.url, "https://elsewhere.example", "https://friend.example"):
+            body = {"messages": [{"role": "user", "content": "x"}]}
+            async with here.http.post(here.url + CHAT, json=body, headers={"Origin": origin}) as response:
+                found.append((response.status, response.headers.get("access-control-allow-origin")))
+        return found
+
+    assert run(work, tmp_path) == [(200, None), (403, None), (403, None)]
+    friend = "https://friend.example"
+    assert run(work, tmp_path, allow_origin=friend) == [(200, friend), (403, friend), (200, friend)]
+
+
+def test_the_dashboard_is_one_page_that_loads_nothing_else(tmp_path: Path) -> None:
+    async def work(here: Live) -> tuple[str, Any]:
+        await here.ask(model="consort/edge")
+        async with here.http.get(here.url + "/") as page, here.http.get(here.url + "/overview") as overview:
+            return await page.text(), orjson.loads(await overview.read())
+
+    page, now = run(work, tmp_path)
+    assert not re.search(r"(src|href)=[\"'](?!data:)|@import|url\(|https?://", page)
+    assert (now["requests"], now["edge_share"], now["p50_s"] >= 0) == (1, 1.0, True)
+    assert [(model["name"], model["side"], model["state"]) for model in now["models"]] == [
+        ("small", "edge", "idle"),
+        ("large", "cloud", "idle"),
+    ]
+    assert now["recent"][0]["spans"] == [["small", len(SMALL)]]
 
 
 def test_metrics_speak_opentelemetrys_names_and_hold_no_text(tmp_path: Path) -> None:
