@@ -135,7 +135,6 @@ class Exchange:
     notes: list[Note] = field(default_factory=list)
     spans: list[list[Any]] = field(default_factory=list)  # [author, bytes]
     texts: list[str] = field(default_factory=list)  # only with log_text
-    num_chunks: int = 0
     first_s: float | None = None
     usage: Usage | None = None
     row: Row | None = None
@@ -176,7 +175,10 @@ class Exchange:
         """Tokens as the client sees them: of the one answer it got, whoever else wrote."""
         if self.usage is not None and len(self.spans) <= 1:
             return self.usage
-        return Usage(max((call.prompt_tokens for call in self.calls), default=0), self.num_chunks)
+        authors = {author for author, _ in self.spans}
+        calls = [call for call in self.calls if call.model in authors]
+        prompt_tokens = max((call.prompt_tokens for call in self.calls), default=0)
+        return Usage(prompt_tokens, sum(call.completion_tokens for call in calls))
 
     def author(self) -> str:
         """Who wrote the answer; what was asked for where several did."""
@@ -190,7 +192,6 @@ class Exchange:
         if chunk.anew:
             self.spans.clear()
             self.texts.clear()
-            self.num_chunks = 0
         if self.first_s is None:
             self.first_s = time.monotonic() - self.began_s
         if chunk.usage is not None:
@@ -198,7 +199,6 @@ class Exchange:
         text = chunk.text
         if not text:
             return
-        self.num_chunks += 1
         size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         if self.spans and self.spans[-1][0] == chunk.model:
             self.spans[-1][1] += size

@@ -74,13 +74,14 @@ class Metered:
         self._calls.append(call)
         gauge.in_flight += 1
         gauge.requests += 1
-        written = 0
+        chunks, written = 0, 0
         try:
             async with Closing(self._lm.stream(request)) as stream:
                 async for chunk in stream:
                     if call.first_s is None:
                         call.first_s = clock() - call.began_s
-                    written += 1
+                    chunks += 1
+                    written += len(chunk.text)
                     if chunk.usage is not None:
                         call.prompt_tokens = chunk.usage.prompt_tokens
                         call.completion_tokens = chunk.usage.completion_tokens
@@ -99,7 +100,7 @@ class Metered:
             call.answer_s = clock() - call.began_s
             if not call.counted:
                 call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
-                call.completion_tokens = written
+                call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
             if call.outcome == "done":
                 gauge.failures_in_row = 0
                 gauge.answers += 1

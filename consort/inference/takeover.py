@@ -42,7 +42,7 @@ def takeover(
             consort.note(
                 Note("takeover", event, {"sent_chunks": len(sent), "sent_bytes": len(text.encode())})
             )
-        left = max(1, request.max_tokens - len(sent))
+        left = max(1, request.max_tokens - max(len(sent), len(text) // 4))  # a token is about four characters
         asked = replace(_continued(request, text), max_tokens=left) if text else request
         async with Closing(rescuer(asked, consort)) as stream:
             async for chunk in _without_repeat(stream, text):

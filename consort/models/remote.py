@@ -151,14 +151,22 @@ class Remote:
         rest = b""
         while received := await response.content.readany():
             lines, rest, done = lines_of(rest + received if rest else received)
+            texts: list[str] = []  # what came in one piece goes on in one piece
             for line in lines:
                 chunk = chunk_of(line, name)
                 if last is not None:
                     last = ended_by(chunk, last)
                 elif chunk.finish_reason is not None:
                     last = chunk
-                elif chunk.text or chunk.logprobs or chunk.tool_calls:
+                elif not (chunk.logprobs or chunk.tool_calls):
+                    texts.append(chunk.text)
+                else:
+                    if texts:
+                        yield Chunk("".join(texts), name)
+                        texts.clear()
                     yield chunk
+            if text := "".join(texts):
+                yield Chunk(text, name)
             if done:
                 break
             if len(rest) > MAX_LINE_BYTES:

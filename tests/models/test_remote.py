@@ -48,7 +48,7 @@ def failure_of(*scripts: Sequence[bytes], silence_s: float = 5.0) -> UpstreamErr
 
 def test_an_answer_arrives_in_order_with_its_usage_under_our_name() -> None:
     chunks, _ = asked_of(answer("It ", "opens ", "at nine"))
-    assert [c.text for c in chunks] == ["It ", "opens ", "at nine", ""]
+    assert "".join(c.text for c in chunks) == "It opens at nine"
     assert {c.model for c in chunks} == {"far"}
     assert chunks[-1].finish_reason == "stop"
     assert chunks[-1].usage == Usage(7, 3)
