@@ -176,9 +176,12 @@ def start_litellm(program: str, upstream: int, folder: Path) -> Arm:
     config.write_text(
         "model_list:\n  - model_name: far\n    litellm_params:\n      model: openai/far\n"
         f"      api_base: http://127.0.0.1:{upstream}/v1\n      api_key: none\n"
+        "general_settings:\n  master_key: sk-0123456789abcdef0123456789abcdef\n"
     )
     port = free_port()
-    return start("litellm", port, [program, "--config", str(config), "--port", str(port)], wait_s=180)
+    arm = start("litellm", port, [program, "--config", str(config), "--port", str(port)], wait_s=180)
+    arm.headers = "Authorization: Bearer sk-0123456789abcdef0123456789abcdef\r\n"
+    return arm
 
 
 def free_port() -> int:

@@ -158,9 +158,10 @@ def test_a_receipt_says_who_wrote_what_and_is_the_ledgers_row(tmp_path: Path) ->
     assert sum(size for _, size in told["spans"]) == len(LARGE.encode())
     assert [note["event"] for note in told["notes"]] == ["broke"]
     assert told["cloud_bytes"] == 3
-    assert told["cost"] == pytest.approx((1 * 1 + 3 * 10) / 1e6)
+    cloud_tokens = len("The clinic opens") // 4  # of a broken answer: estimated
+    assert told["cost"] == pytest.approx((1 * 1 + cloud_tokens * 10) / 1e6)
     row = rows(tmp_path)[0]
-    assert (row["id"], row["cost"], row["cloud_tokens"]) == (told["id"], told["cost"], 3)
+    assert (row["id"], row["cost"], row["cloud_tokens"]) == (told["id"], told["cost"], cloud_tokens)
     assert orjson.loads(row["spans"]) == told["spans"]
     assert "error" in events[-2]
 
