@@ -122,6 +122,9 @@ async def many_streams(arm: Arm, *, streams: int) -> float:
 
 
 def measure(arms: list[Arm], options: argparse.Namespace) -> None:
+    for arm in arms:  # what is done once, at the first request, is not what is asked here
+        for stream in (False, True):
+            asyncio.run(rate(arm, stream=stream, connections=8, seconds=options.seconds))
     for _ in range(options.rounds):
         for arm in arms:
             for stream in (False, True):

@@ -66,6 +66,7 @@ def test_any_object_is_read_or_refused(body: dict[str, Any], form: str) -> None:
         chat_body(asked.request, "m")  # what was read can be sent on
 
 
+@settings(deadline=None)
 @given(body=st.binary(max_size=40), form=st.sampled_from(["chat", "text", "ollama"]))
 def test_any_bytes_are_read_or_refused(body: bytes, form: str) -> None:
     read(body, form)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consort.inference.cache import OFF, Shelf, cache, measured_threshold
@@ -68,6 +68,7 @@ def test_an_alike_question_is_answered_but_never_another_number_or_a_negation() 
     assert shelf.find(user("can I pay 20 euro by card?", max_tokens=9), alike=0.1) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_likeness_is_symmetric_and_whole_for_a_text_with_itself(first: str, second: str) -> None:
     assert likeness(first, first) == 1.0
