@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from consort.config_serve import ServeConfig
+
 Trainable: TypeAlias = Literal["lora", "full"]
 Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -145,3 +147,4 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)

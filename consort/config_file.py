@@ -26,7 +26,9 @@ from consort.config_overrides import apply_override
 from consort.errors import ConfigError
 from consort.problems import Problem, nearest, raise_errors, shown
 
-PATH_FIELDS = frozenset({"public", "data", "unlabelled", "chat_template"})
+PATH_FIELDS = frozenset({"public", "data", "unlabelled", "chat_template"}) | frozenset(
+    {"adapter", "state", "tls_certificate", "tls_key"}  # of serve
+)
 MODEL_FIELDS = frozenset(
     {"model"}
 )  # a Hub id unless a directory of that name exists or the value begins like a path
@@ -95,7 +97,9 @@ def dump_config(config: Config) -> str:
 def fingerprint(config: Config) -> str:
     """Hash of everything that decides a run's numbers; how many processes compute them does not."""
     decisive = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workers=1))
-    return hashlib.sha256(dump_config(decisive).encode()).hexdigest()[:16]
+    numbers = dataclasses.asdict(decisive)
+    del numbers["serve"]  # who answers afterwards does not either
+    return hashlib.sha256(tomli_w.dumps(numbers).encode()).hexdigest()[:16]
 
 
 def _read_text(file: Path) -> str:

@@ -69,6 +69,48 @@ class UpdateError(ConsortError):
     http_status = 422
 
 
+class RequestError(ConsortError):
+    """A request that no model here can answer as asked: malformed, or beyond what the model can do."""
+
+    code = "invalid_request"
+    http_status = 400
+
+
+class UnknownModelError(RequestError):
+    """A model or strategy that is not served here."""
+
+    code = "model_not_found"
+    http_status = 404
+
+
+class AccessError(ConsortError):
+    """A key that is missing or wrong."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class LimitError(ConsortError):
+    """More than a key or this gateway allows: requests a minute, money a month, requests at once."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+
+
+class UpstreamError(ConsortError):
+    """A model that should have answered did not: refused, hung, broke off or sent what is no answer."""
+
+    code = "upstream_failed"
+    http_status = 502
+
+
+class DeadlineError(ConsortError):
+    """The request's time was over before its answer."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+
+
 class MissingExtraError(ConsortError):
     """An optional dependency that this call needs is not installed."""
 
@@ -77,12 +119,18 @@ class MissingExtraError(ConsortError):
 
 
 __all__ = [
+    "AccessError",
     "ConfigError",
     "ConsortError",
     "DataError",
+    "DeadlineError",
+    "LimitError",
     "MissingExtraError",
     "ModelError",
     "PacketError",
+    "RequestError",
     "RunError",
+    "UnknownModelError",
     "UpdateError",
+    "UpstreamError",
 ]

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 
 from consort.cli import VERBS, command_line
 from consort.config import Config, DeviceConfig
+from consort.config_serve import ServeConfig, ServedModel
 from consort.config_template import field_comments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,8 @@ TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text
 
 def reference() -> str:
     """The whole page."""
-    every_key = dataclasses.replace(Config(), devices=(DeviceConfig(),))
+    one_edge = dataclasses.replace(ServeConfig(), edges=(ServedModel(),))
+    every_key = dataclasses.replace(Config(), devices=(DeviceConfig(),), serve=one_edge)
     lines = [INTRODUCTION, *_keys(every_key, ""), "## Command line", "", *_verbs(), "## Python", ""]
     for module in MODULES:
         lines += _module(module)

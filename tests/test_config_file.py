@@ -52,7 +52,7 @@ def mistakes_of(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(config=configs)
 def test_a_dumped_configuration_reads_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, config: Config
@@ -61,7 +61,7 @@ def test_a_dumped_configuration_reads_back_the_same(
     assert load_config(file) == config
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(config=configs)
 def test_a_commented_configuration_reads_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, config: Config
@@ -70,7 +70,7 @@ def test_a_commented_configuration_reads_back_the_same(
     assert load_config(file) == config
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(config=configs)
 def test_every_key_of_a_dump_has_a_line_that_holds_it(config: Config) -> None:
     for text in (dump_config(config), render_template(config, title="any")):

@@ -21,7 +21,15 @@ LAYERS = (
     {"inference", "training"},
     {"models"},
     {"align"},
-    {"config", "config_file", "config_lines", "config_overrides", "config_template", "telemetry"},
+    {
+        "config",
+        "config_file",
+        "config_lines",
+        "config_overrides",
+        "config_template",
+        "config_serve",
+        "telemetry",
+    },
     {"problems"},
     {"types", "errors", "__init__"},
 )
@@ -32,6 +40,8 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
+    "aiohttp": {"models/remote.py"},
+    "uvicorn": {"gateway/serve.py"},
 }
 IMPORT_LIMIT_S = 0.150
 

@@ -28,6 +28,8 @@ VERBS = {
     "calibrate": "learn from outcomes who should answer, and keep goals of quality, cost and latency",
     "bench": "compare ways of deciding who answers on outcomes: quality, cost, APGR, CPT",
     "chat": "talk to a model or adapter",
+    "serve": "answer behind one OpenAI-compatible endpoint",
+    "keys": "make, list and revoke the keys of the endpoint",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }
 

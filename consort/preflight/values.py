@@ -20,6 +20,7 @@ from consort.config import (
     RuntimeConfig,
     TuneConfig,
 )
+from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ModelError
 from consort.models.zoo import located
 from consort.problems import Problem, shown
@@ -91,6 +92,19 @@ RANGES: dict[type, dict[str, Range]] = {
         "samples_share": Range(low=0, high=1),
     },
     RuntimeConfig: {"threads": COUNT, "workers": COUNT},
+    ServeConfig: {
+        "port": Range(low=0, high=65535),
+        "threshold": NOT_NEGATIVE,
+        "share": Range(low=0, high=1),
+        "alike": NOT_NEGATIVE,
+        "stall_s": POSITIVE,
+        "deadline_s": POSITIVE,
+        "max_tokens": COUNT,
+        "temperature": Range(low=0, high=2),
+        "max_in_flight": COUNT,
+        "max_body_kb": COUNT,
+    },
+    ServedModel: {"price_in": NOT_NEGATIVE, "price_out": NOT_NEGATIVE, "silence_s": POSITIVE},
     EvalConfig: {"rows": COUNT_OR_NONE, "max_new_tokens": COUNT, "public_rows": COUNT_OR_NONE},
 }
 

@@ -1,0 +1,53 @@
+"""The `[serve]` part of `consort.toml`: who answers at the endpoint, by which strategy, within which bounds.
+
+Data only, like `config`, which holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
+
+    name: str = ""  # how it is called here; empty: its model's last part
+    model: str = ""  # Hub id, directory or zoo:NAME; with base_url, its name over there
+    base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
+    key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
+    adapter: str = ""  # a PEFT directory put on a model that runs here
+    price_in: float = 0.0  # of a million tokens read, in serve.currency
+    price_out: float = 0.0  # of a million tokens written
+    silence_s: float = 60.0  # without a byte from the endpoint: it has failed
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One endpoint for the whole consort. Without models here, the file's own cloud and devices answer."""
+
+    host: str = "127.0.0.1"  # anything but this machine alone requires a key: `consort keys add NAME`
+    port: int = 8800
+    strategy: str = "cascade"  # what the model name "consort" means; /v1/models lists them
+    threshold: float = 0.5  # the score from which on the edge's answer is given
+    optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
+    share: float = 0.5  # vote: more than this share must agree
+    alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
+    stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
+    goal: Goal = "balance"  # of auto
+    deadline_s: float = 120.0  # of a request, from its last byte to the answer's
+    max_tokens: int = 512  # of an answer, where the request does not say
+    temperature: float = 0.0  # where the request does not say; 0 takes the likeliest, and can be cached
+    max_in_flight: int = 1000  # requests at once; more are told to come back
+    max_body_kb: int = 4096  # of a request
+    state: str = "consort-state"  # the folder of ledger and keys
+    log_text: bool = False  # keep prompts and answers in the ledger too
+    currency: str = "EUR"  # of prices and budgets
+    allow_origin: str = ""  # a web page's origin that may call from a browser; empty: none
+    tls_certificate: str = ""  # PEM file; with tls_key, the endpoint is https
+    tls_key: str = ""  # PEM file
+    edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
+    cloud: ServedModel = field(default_factory=ServedModel)

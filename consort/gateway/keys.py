@@ -1,0 +1,144 @@
+"""Who may ask, how often and for how much money. Keys are random, shown once, and kept only as hashes.
+
+256 random bits need no slow hash: SHA-256 cannot be searched back. A wrong key takes as long as a right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import orjson
+
+from consort.errors import AccessError, ConfigError, LimitError
+from consort.problems import nearest
+
+PREFIX = "ck-"
+NOBODY = "0" * 64  # a hash that no key has
+REREAD_S = 1.0  # a key that was revoked stops working within this
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One client. Without a limit: `budget` 0 (money a month) or `per_minute` 0 (requests)."""
+
+    name: str
+    sha256: str = ""
+    budget: float = 0.0
+    per_minute: float = 0.0
+
+
+LOCAL = Key("local")  # whoever asks where no key is required
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """The keys of a file; none where there is no file."""
+    try:
+        return tuple(Key(**row) for row in orjson.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except (orjson.JSONDecodeError, TypeError):
+        raise ConfigError(
+            "holds no keys", where=str(path), hint="`consort keys add NAME` writes it"
+        ) from None
+
+
+def add_key(path: Path, key: Key) -> str:
+    """Store a new key; returns the key itself, which is nowhere else."""
+    keys = read_keys(path)
+    if any(each.name == key.name for each in keys):
+        raise ConfigError(f'a key is named "{key.name}" already', where=str(path), hint="revoke it first")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    _write(path, (*keys, replace(key, sha256=_hash(secret))))
+    return secret
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Forget a key."""
+    keys = read_keys(path)
+    rest = tuple(key for key in keys if key.name != name)
+    if len(rest) == len(keys):
+        raise ConfigError(
+            f'no key is named "{name}"', where=str(path), hint=nearest(name, [k.name for k in keys])
+        )
+    _write(path, rest)
+
+
+@dataclass(slots=True)
+class _Use:
+    tokens: float  # of the bucket: requests allowed now
+    at: float
+
+
+@dataclass(slots=True)
+class Door:
+    """Lets requests in: checks the key, its rate and its budget. Reads the file again when it changed."""
+
+    path: Path
+    required: bool = False
+    spent: dict[str, float] = field(default_factory=dict)  # money this month, by key
+    clock: Callable[[], float] = time.monotonic
+    _keys: dict[str, Key] = field(default_factory=dict)
+    _uses: dict[str, _Use] = field(default_factory=dict)
+    _read_at: float = -REREAD_S
+    _stamp: float = -1.0
+
+    def enter(self, authorization: bytes) -> Key:
+        """The client of an Authorization header. AccessError, or LimitError beyond its limits."""
+        self._reread()
+        if not self._keys and not self.required:
+            return LOCAL
+        digest = _hash(authorization.removeprefix(b"Bearer ").decode("latin-1").strip())
+        key = self._keys.get(digest, LOCAL)
+        if not hmac.compare_digest(digest, key.sha256 or NOBODY):
+            hint = "send `Authorization: Bearer KEY`; `consort keys add NAME` makes one"
+            raise AccessError("this key is not known here" if authorization else "a key is needed", hint=hint)
+        self._count(key)
+        return key
+
+    def money_left(self, key: Key) -> float:
+        """Of this month's budget."""
+        return key.budget - self.spent.get(key.name, 0.0) if key.budget else float("inf")
+
+    def _count(self, key: Key) -> None:
+        if self.money_left(key) <= 0:
+            error = LimitError("this key's budget for the month is spent", hint="raise it, or wait")
+            error.code = "insufficient_quota"
+            raise error
+        if not key.per_minute:
+            return
+        now = self.clock()
+        use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
+        use.tokens = min(key.per_minute, use.tokens + (now - use.at) * key.per_minute / 60)
+        use.at = now
+        if use.tokens < 1:
+            raise LimitError(f"more than {key.per_minute:g} requests a minute", hint="wait a moment")
+        use.tokens -= 1
+
+    def _reread(self) -> None:
+        now = self.clock()
+        if now - self._read_at < REREAD_S:
+            return
+        self._read_at = now
+        stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._keys = {key.sha256: key for key in read_keys(self.path)}
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _write(path: Path, keys: tuple[Key, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_bytes(orjson.dumps([asdict(key) for key in keys], option=orjson.OPT_INDENT_2))
+    os.chmod(beside, 0o600)
+    beside.replace(path)

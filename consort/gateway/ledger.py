@@ -1,0 +1,180 @@
+"""The ledger: one row a finished request, in SQLite, never lost to `kill -9` and never waited for.
+
+A row is first one line appended to a spool (in the kernel's hands at once, so a killed process loses none),
+then a batch of a writer thread's. Opening the ledger takes in what a killed process left in its spools. Text
+is kept only where the caller hands it over (`log_text`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import sqlite3
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from consort.errors import ConsortError
+
+BATCH_S = 0.1  # rows are gathered for so long: the spool holds them meanwhile
+SPOOL_BYTES = 4 << 20  # then a new spool is begun, and the old one leaves once its rows are stored
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A finished request. `spans` are (author, bytes) in the answer's order; money is in serve.currency."""
+
+    id: str
+    at: float  # seconds since 1970
+    key: str
+    model: str  # what was asked for
+    strategy: str
+    outcome: str  # "done", an error's code, or "client_left"
+    streamed: bool
+    latency_s: float
+    first_s: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    edge_tokens: int
+    cloud_tokens: int
+    cloud_bytes: int
+    cost: float
+    cost_all_cloud: float
+    spans: tuple[tuple[str, int], ...]
+    calls: tuple[Mapping[str, object], ...]
+    notes: tuple[Mapping[str, object], ...]
+    redactions: Mapping[str, int] = field(default_factory=dict)
+    prompt: str | None = None
+    answer: str | None = None
+
+
+COLUMNS = tuple(Row.__dataclass_fields__)
+NESTED = frozenset({"spans", "calls", "notes", "redactions"})
+SCHEMA = (
+    f"CREATE TABLE IF NOT EXISTS requests ({', '.join(COLUMNS)}, PRIMARY KEY (id))",
+    "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (at)",
+)
+INSERT = f"INSERT OR IGNORE INTO requests VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+class Ledger:
+    """The open ledger of one folder. One process writes it; anyone may read it meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or begin it, taking in what a killed process left. ConsortError if another process has it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "ledger.sqlite"
+        self._folder = folder
+        self._lock = os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            hint = "stop it, or give this one its own serve.state"
+            raise ConsortError("another gateway writes here", where=str(folder), hint=hint) from None
+        self._database = _opened(self.path)
+        self._take_in()
+        self._queue: queue.SimpleQueue[bytes | Path | None] = queue.SimpleQueue()
+        self._number = 0
+        self._spool, self._spooled = self._new_spool(), 0
+        self._warned = False
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="ledger", daemon=True)
+        self._writer.start()
+
+    def record(self, row: Row) -> None:
+        """Store a row: safe from a killed process when this returns, to be queried a moment later."""
+        line = orjson.dumps(row) + b"\n"
+        try:
+            os.write(self._spool, line)
+        except OSError as error:  # a full disk must not cost the client its answer
+            self._warn(error)
+        self._queue.put(line)
+        self._spooled += len(line)
+        if self._spooled > SPOOL_BYTES:
+            full = self._spool_path()
+            os.close(self._spool)
+            self._spool, self._spooled = self._new_spool(), 0
+            self._queue.put(full)
+
+    def spent_since(self, at: float) -> dict[str, float]:
+        """Money a key has cost since then. Called before the first `record`."""
+        rows = self._database.execute("SELECT key, SUM(cost) FROM requests WHERE at >= ? GROUP BY key", (at,))
+        return {key: cost or 0.0 for key, cost in rows}
+
+    def close(self) -> None:
+        """Store what is waiting and let the folder go."""
+        self._closing.set()
+        self._queue.put(None)
+        self._writer.join()
+        self._database.close()
+        os.close(self._spool)
+        self._spool_path().unlink(missing_ok=True)
+        os.close(self._lock)
+
+    # ---- the writer thread
+
+    def _write(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            self._closing.wait(BATCH_S)
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            try:
+                with self._database:
+                    self._database.executemany(INSERT, [_values(x) for x in batch if isinstance(x, bytes)])
+            except sqlite3.Error as error:  # the rows stay in their spool
+                self._warn(error)
+                continue
+            for item in batch:
+                if isinstance(item, Path):
+                    item.unlink(missing_ok=True)
+            if None in batch:
+                return
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            print(f"ledger: rows cannot be stored: {error}", file=sys.stderr)
+
+    # ---- spools
+
+    def _spool_path(self) -> Path:
+        return self._folder / f"ledger.{os.getpid()}-{self._number}.spool"
+
+    def _new_spool(self) -> int:
+        self._number += 1
+        return os.open(self._spool_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def _take_in(self) -> None:
+        """Rows of spools whose process is gone; a line that was cut off by a crash of the machine is left."""
+        for spool in sorted(self._folder.glob("ledger.*.spool")):
+            lines = spool.read_bytes().split(b"\n")[:-1]
+            with self._database:
+                self._database.executemany(INSERT, [_values(line) for line in lines])
+            spool.unlink()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, check_same_thread=False, timeout=10)
+        os.chmod(path, 0o600)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        with database:
+            for statement in SCHEMA:
+                database.execute(statement)
+    except sqlite3.Error as error:
+        hint = "move the file away to begin a new one"
+        raise ConsortError(f"the ledger cannot be opened: {error}", where=str(path), hint=hint) from None
+    return database
+
+
+def _values(line: bytes) -> list[object]:
+    row = orjson.loads(line)
+    return [orjson.dumps(row[c]).decode() if c in NESTED else row[c] for c in COLUMNS]

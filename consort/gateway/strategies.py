@@ -1,0 +1,55 @@
+"""The table of strategies: what `consort/<name>` means, made for one request from its parameters.
+
+A new way of answering is one line here. Everything composes: `cached`, for one, wraps the cascade, which may
+defer to a cloud that `takeover` backs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from consort.gateway.parameters import Parameters
+from consort.inference.auto import Conditions, auto
+from consort.inference.cache import Shelf, cache
+from consort.inference.cascade import cascade
+from consort.inference.route import route
+from consort.inference.single import cloud, edge
+from consort.inference.takeover import takeover
+from consort.inference.vote import vote
+from consort.types import Consort, Scorer, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured."""
+
+    before: Scorer
+    after: Scorer
+    shelf: Shelf
+    measure: Callable[[Consort], Conditions]
+
+
+def _backed(p: Parameters) -> Strategy:
+    return takeover(cloud, silence_s=p.stall_s)
+
+
+def _cascade(p: Parameters, means: Means) -> Strategy:
+    return cascade(means.after, p.threshold, large=_backed(p), optimistic=p.optimistic)
+
+
+def _auto(p: Parameters, means: Means) -> Strategy:
+    options: dict[str, Strategy] = {"edge": edge, "cloud": _backed(p), "cascade": _cascade(p, means)}
+    return auto(means.measure, options)  # type: ignore[arg-type]
+
+
+STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
+    "edge": lambda p, means: edge,
+    "cloud": lambda p, means: cloud,
+    "route": lambda p, means: route(means.before, p.threshold, large=_backed(p)),
+    "cascade": _cascade,
+    "vote": lambda p, means: vote(share=p.share, large=_backed(p)),
+    "cache": lambda p, means: cache(_cascade(p, means), means.shelf, alike=p.alike),
+    "takeover": lambda p, means: _backed(p),
+    "auto": _auto,
+}

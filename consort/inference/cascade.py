@@ -1,0 +1,82 @@
+"""Cascade: answer small, defer to large when the score is low (FrugalGPT, arXiv 2305.05176).
+
+The small answer is shown once it is accepted; `optimistic` shows it at once and, if it is refused, begins the
+answer anew. A large model that fails before its first word leaves the small answer standing: less than was
+wanted, more than nothing. Does not retry or cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from consort.errors import ModelError, UpstreamError
+from consort.inference.single import cloud, edge, first_edge, lacks
+from consort.inference.streams import Closing, answer_of
+from consort.types import Chunk, Consort, Note, Request, Scorer, Strategy
+
+
+def cascade(
+    scorer: Scorer,
+    threshold: float,
+    *,
+    small: Strategy = edge,
+    large: Strategy = cloud,
+    optimistic: bool = False,
+) -> Strategy:
+    """`small` answers; where the scorer gives its answer less than `threshold`, `large` answers instead."""
+
+    async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        if lacks(first_edge(consort), request):
+            consort.note(Note("cascade", "unable"))
+            async with Closing(large(request, consort)) as stream:
+                async for chunk in stream:
+                    yield chunk
+            return
+        # 1) the small answer, with the log-probabilities that scorers read
+        asked, unasked = _for_the_scorer(request, consort)
+        held: list[Chunk] = []
+        failed = ""
+        async with Closing(small(asked, consort)) as stream:
+            try:
+                async for chunk in stream:
+                    held.append(chunk)
+                    if optimistic and chunk.finish_reason is None:
+                        yield _shown(chunk, unasked)
+            except UpstreamError as error:
+                failed = error.code
+        # 2) the decision
+        score = 0.0 if failed else await scorer(request, answer_of(held))
+        accepted = not failed and score >= threshold
+        event = "failed" if failed else "accepted" if accepted else "deferred"
+        consort.note(Note("cascade", event, {"score": score, "threshold": threshold}))
+        if accepted:
+            for chunk in held[-1:] if optimistic else held:
+                yield _shown(chunk, unasked)
+            return
+        # 3) the large answer, in place of what was shown
+        withdrawn = optimistic and any(chunk.text for chunk in held)
+        begun = False
+        try:
+            async with Closing(large(request, consort)) as stream:
+                async for chunk in stream:
+                    yield replace(chunk, anew=True) if withdrawn and not begun else chunk
+                    begun = True
+        except (UpstreamError, ModelError):
+            if begun or failed:
+                raise
+            consort.note(Note("cascade", "kept", {"score": score}))
+            for chunk in held[-1:] if optimistic else held:
+                yield _shown(chunk, unasked)
+
+    return strategy
+
+
+def _for_the_scorer(request: Request, consort: Consort) -> tuple[Request, bool]:
+    """The request with log-probabilities where the edge has them, and whether they were not asked for."""
+    unasked = request.top_logprobs is None and "logprobs" in first_edge(consort).capabilities
+    return (replace(request, top_logprobs=0) if unasked else request), unasked
+
+
+def _shown(chunk: Chunk, unasked: bool) -> Chunk:
+    return replace(chunk, logprobs=()) if unasked and chunk.logprobs else chunk

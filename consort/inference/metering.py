@@ -1,0 +1,123 @@
+"""What every call of a model takes, measured round the model, so that no strategy has to.
+
+A `Gauge` belongs to a model for as long as the process lives (its pace, load and failures, which `auto`
+reads); a `Call` belongs to one request (tokens, bytes, time, which the ledger stores). Never text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from consort.errors import ConsortError
+from consort.inference.streams import Closing
+from consort.types import LM, Chunk, Request
+
+Side = Literal["edge", "cloud"]
+MEMORY = 0.2  # weight of the newest measurement in a gauge's averages
+BYTES_PER_TOKEN = 4  # of text, where a model does not count its tokens
+
+
+@dataclass(slots=True)
+class Gauge:
+    """A model's present state; `first_s` and `answer_s` are moving averages in seconds, None before any."""
+
+    in_flight: int = 0
+    requests: int = 0
+    failures: int = 0
+    failures_in_row: int = 0
+    last_failure_s: float = 0.0
+    first_s: float | None = None
+    answer_s: float | None = None
+    answers: int = 0
+    tokens: int = 0  # written in them
+
+
+@dataclass(slots=True)
+class Call:
+    """One model's part in one request. `sent_bytes` is the text handed to it, without framing."""
+
+    model: str
+    side: Side
+    sent_bytes: int
+    began_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    counted: bool = False  # by the model; else estimated
+    first_s: float | None = None
+    answer_s: float = 0.0
+    outcome: str = "left"  # "done", an error's code, or left before its end
+
+
+class Metered:
+    """A model whose calls are written down; otherwise the same model."""
+
+    __slots__ = ("_calls", "_clock", "_gauge", "_lm", "_side", "capabilities", "name")
+
+    def __init__(
+        self,
+        lm: LM,
+        side: Side,
+        gauge: Gauge,
+        calls: list[Call],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name, self.capabilities = lm.name, lm.capabilities
+        self._lm, self._side, self._gauge, self._calls, self._clock = lm, side, gauge, calls, clock
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """The model's own stream."""
+        clock, gauge = self._clock, self._gauge
+        call = Call(self.name, self._side, sent_bytes(request), clock())
+        self._calls.append(call)
+        gauge.in_flight += 1
+        gauge.requests += 1
+        chunks, written = 0, 0
+        try:
+            async with Closing(self._lm.stream(request)) as stream:
+                async for chunk in stream:
+                    if call.first_s is None:
+                        call.first_s = clock() - call.began_s
+                    chunks += 1
+                    written += len(chunk.text)
+                    if chunk.usage is not None:
+                        call.prompt_tokens = chunk.usage.prompt_tokens
+                        call.completion_tokens = chunk.usage.completion_tokens
+                        call.counted = True
+                    if chunk.finish_reason is not None:
+                        call.outcome = "done"
+                    yield chunk
+        except ConsortError as error:
+            call.outcome = error.code
+            gauge.failures += 1
+            gauge.failures_in_row += 1
+            gauge.last_failure_s = clock()
+            raise
+        finally:
+            gauge.in_flight -= 1
+            call.answer_s = clock() - call.began_s
+            if not call.counted:
+                call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
+                call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
+            if call.outcome == "done":
+                gauge.failures_in_row = 0
+                gauge.answers += 1
+                gauge.tokens += call.completion_tokens
+                gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
+                gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
+
+
+def sent_bytes(request: Request) -> int:
+    """Bytes of the text that a request hands over."""
+    texts = [message.content for message in request.messages]
+    texts += [call.arguments for message in request.messages for call in message.tool_calls]
+    texts += [tool.description + tool.parameters for tool in request.tools]
+    if request.prompt is not None:
+        texts.append(request.prompt)
+    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def _averaged(before: float | None, measured: float) -> float:
+    return measured if before is None else before + MEMORY * (measured - before)

@@ -1,0 +1,89 @@
+"""Takeover: the stream breaks or falls silent, and the edge goes on from what was already sent.
+
+What continues is a request whose last turn is the assistant's: a model that repeats it instead of continuing
+is cut where it repeats. Half a tool call cannot be continued; that failure stays a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from consort.errors import UpstreamError
+from consort.inference.single import cloud, edge
+from consort.inference.streams import Closing
+from consort.types import Chunk, Consort, Message, Note, Request, Strategy
+
+SILENCE_S = 5.0  # seconds; longer than a busy model's pause, shorter than a person's patience
+MIN_REPEAT = 8  # characters; a shorter beginning may come twice by chance
+
+
+def takeover(
+    strategy: Strategy = cloud, *, rescuer: Strategy = edge, silence_s: float = SILENCE_S
+) -> Strategy:
+    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`."""
+
+    async def rescued(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        sent: list[Chunk] = []
+        try:
+            async with Closing(strategy(request, consort)) as stream:
+                async for chunk in _not_silent(stream, silence_s):
+                    if chunk.anew:
+                        sent.clear()
+                    sent.append(chunk)
+                    yield chunk
+            return
+        except (UpstreamError, TimeoutError) as error:
+            if any(chunk.tool_calls for chunk in sent) or (sent and sent[-1].finish_reason):
+                raise
+            event = "stalled" if isinstance(error, TimeoutError) else "broke"
+            text = "".join(chunk.text for chunk in sent)
+            consort.note(
+                Note("takeover", event, {"sent_chunks": len(sent), "sent_bytes": len(text.encode())})
+            )
+        left = max(1, request.max_tokens - max(len(sent), len(text) // 4))  # a token is about four characters
+        asked = replace(_continued(request, text), max_tokens=left) if text else request
+        async with Closing(rescuer(asked, consort)) as stream:
+            async for chunk in _without_repeat(stream, text):
+                yield chunk
+
+    return rescued
+
+
+async def _not_silent(stream: AsyncIterator[Chunk], silence_s: float) -> AsyncIterator[Chunk]:
+    """The stream; TimeoutError where it says nothing for so long."""
+    while True:
+        try:
+            async with asyncio.timeout(silence_s):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        yield chunk
+
+
+def _continued(request: Request, text: str) -> Request:
+    if request.prompt is not None:
+        return replace(request, prompt=request.prompt + text)
+    return replace(request, messages=(*request.messages, Message("assistant", text)))
+
+
+async def _without_repeat(stream: AsyncIterator[Chunk], sent: str) -> AsyncIterator[Chunk]:
+    """The stream without `sent` at its beginning, if that is how it begins."""
+    held: list[Chunk] = []
+    begun = ""
+    undecided = len(sent) >= MIN_REPEAT
+    async for chunk in stream:
+        if not undecided:
+            yield chunk
+            continue
+        held.append(chunk)
+        begun += chunk.text
+        if len(begun) < len(sent) and sent.startswith(begun) and chunk.finish_reason is None:
+            continue
+        undecided = False
+        if begun.startswith(sent):
+            yield replace(chunk, text=begun[len(sent) :])
+        else:
+            for piece in held:
+                yield piece

@@ -1,0 +1,108 @@
+"""From a configuration to what is served: names, keys, and what is refused before anything listens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from consort.cli import main
+from consort.config import Config, DeviceConfig, ModelConfig
+from consort.config_file import load_config
+from consort.config_serve import ServeConfig, ServedModel
+from consort.errors import ConfigError
+from consort.gateway.loading import load_lm, served
+from consort.gateway.serve import check, open_service
+from consort.telemetry import Counter, Histogram, prometheus_text
+
+FAR = ServedModel(name="far", model="m", base_url="http://127.0.0.1:1/v1")
+
+
+def test_a_file_names_who_answers(tmp_path: Path) -> None:
+    file = tmp_path / "consort.toml"
+    file.write_text(
+        '[serve]\nstrategy = "vote"\n[[serve.edges]]\nmodel = "a/b-small"\n'
+        '[serve.cloud]\nname = "big"\nbase_url = "http://x/v1"\nmodel = "gpt"\n'
+    )
+    edges, cloud = served(load_config(file))
+    assert [edge.name for edge in edges] == ["b-small"]
+    assert cloud.name == "big"
+    file.write_text("[serve]\nstratgey = 1\n")
+    with pytest.raises(ConfigError, match='did you mean "strategy"'):
+        load_config(file)
+
+
+def test_without_models_the_files_own_answer_and_without_a_file_the_bundled() -> None:
+    own = Config(
+        cloud=ModelConfig(model="org/large"),
+        devices=(DeviceConfig(name="bank", slm=ModelConfig(model="org/tiny")),),
+    )
+    edges, cloud = served(own)
+    assert [(e.name, e.model) for e in edges] == [("bank", "org/tiny")]
+    assert cloud.model == "org/large"
+    edges, cloud = served(Config())
+    assert edges[0].model == "zoo:edge-llama"
+    assert cloud.model == "zoo:cloud"
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("consort", "b"), ("consort/x", "b")])
+def test_two_models_never_share_a_name_nor_take_ours(names: tuple[str, str]) -> None:
+    edges = tuple(ServedModel(name=name, model="m") for name in names)
+    with pytest.raises(ConfigError):
+        served(Config(serve=ServeConfig(edges=edges)))
+
+
+def test_a_missing_key_variable_is_named_before_anything_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLOUD_KEY", raising=False)
+    with pytest.raises(ConfigError, match="CLOUD_KEY"):
+        load_lm(
+            ServedModel(name="far", model="m", base_url="http://x/v1", key_env="CLOUD_KEY"), Config().runtime
+        )
+
+
+def test_an_address_open_to_others_requires_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_to_all = ServeConfig(host="0.0.0.0", state=str(tmp_path))
+    with pytest.raises(ConfigError, match="requires a key"):
+        check(open_to_all)
+    assert main(["keys", "add", "laptop", "--budget", "3", "--state", str(tmp_path)]) == 0
+    secret = capsys.readouterr().out.strip()
+    check(open_to_all)
+    assert main(["keys", "list", "--json", "--state", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert json.loads(listed) == [{"name": "laptop", "budget": 3.0, "per_minute": 0.0}]
+    assert secret not in listed
+    assert main(["keys", "add", "laptop", "--state", str(tmp_path)]) == 1
+    assert main(["keys", "revoke", "lap", "--state", str(tmp_path)]) == 1
+    assert main(["keys", "revoke", "laptop", "--state", str(tmp_path)]) == 0
+    check(ServeConfig(host="::1", state=str(tmp_path)))
+    with pytest.raises(ConfigError):
+        check(open_to_all)
+
+
+def test_an_unknown_strategy_names_the_nearest(tmp_path: Path) -> None:
+    config = Config(serve=ServeConfig(strategy="casacde", cloud=FAR, state=str(tmp_path)))
+    with pytest.raises(ConfigError, match='did you mean "cascade"'):
+        open_service(config)
+
+
+def test_half_of_tls_is_refused() -> None:
+    with pytest.raises(ConfigError, match="belong together"):
+        check(ServeConfig(tls_key="key.pem"))
+
+
+def test_prometheus_text_counts_up_to_each_bound() -> None:
+    histogram = Histogram("h", "about", ("who",), (1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        histogram.observe(value, 'a"b')
+    counter = Counter("c", "about")
+    counter.add(2)
+    counter.add(3)
+    lines = prometheus_text([histogram, counter]).splitlines()
+    assert [line for line in lines if "bucket" in line] == [
+        'h_bucket{who="a\\"b",le="1"} 2',
+        'h_bucket{who="a\\"b",le="2"} 3',
+        'h_bucket{who="a\\"b",le="+Inf"} 4',
+    ]
+    assert 'h_sum{who="a\\"b"} 12' in lines
+    assert "c 5" in lines
