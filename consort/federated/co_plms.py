@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 
 from consort.config import TuneConfig
-from consort.errors import ConsortError, RunError
+from consort.errors import ConsortError, DeviceError, RunError
 from consort.federated.aggregate import apply_change, check_update
 from consort.federated.cloud import Cloud, CloudState, Contribution
 from consort.federated.journal import Compute, Entry, Journal, one_by_one
 from consort.federated.packets import decode_adapter
-from consort.federated.party import Party, Update
+from consort.federated.party import FAILURES, Party, Update, kind_of_failure
 from consort.types import Adapter
 
 Report = Callable[[str], None]  # a line for a person, as things happen
@@ -139,8 +139,10 @@ def _local_round(party: Party, shared: Adapter, round_number: int) -> Entry:
         update = party.local_round(shared, round_number)
     except RunError:  # the run directory itself: nothing more can be recorded
         raise
-    except (ConsortError, RuntimeError, OSError) as error:  # RuntimeError: torch's, as out of memory
-        return Entry(b"", {"failure": f"{type(error).__name__}: {error}"})
+    except DeviceError as error:
+        return Entry(b"", {"failure": f"{error.what}; {error.hint}"})
+    except FAILURES as error:  # its message may quote a row, and this record is the cloud's
+        return Entry(b"", {"failure": kind_of_failure(error)})
     return Entry(update.packet, {"num_examples": update.num_examples}, update.log)
 
 

@@ -107,7 +107,7 @@ def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
         raise DataError(
             f"an answer of {len(answer)} tokens does not fit a context of {context}",
             where=model.name,
-            hint="raise max_tokens, or shorten or drop the row beginning: " + repr(sample.answer[:60]),
+            hint="raise max_tokens, or shorten or drop the row; `consort check` names its file and line",
         )
     return Encoded(tuple(prompt[-room:]), answer, spans, truncated=len(prompt) > room)
 
