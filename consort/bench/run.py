@@ -20,6 +20,7 @@ from safetensors.numpy import save as save_tensors
 
 from consort.bench.assemble import PUBLIC, Answers, RunData, run_result
 from consort.bench.card import environment, model_card
+from consort.bench.inputs import input_hashes
 from consort.bench.report import write_report
 from consort.bench.results import RunResult
 from consort.config import Config, DeviceConfig, ModelConfig
@@ -190,7 +191,7 @@ class Run:
             seed=self.config.seed,
         )
         use_adapters(proxy, [SHARED])
-        save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir))
+        save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir.absolute()))
         tuned = [(CLOUD, self.config.cloud, outcome.cloud.llm)]
         tuned += [(device.name, device.slm, weights[device.name]) for device in self.config.devices]
         for name, config, learned in tuned:
@@ -209,7 +210,9 @@ def run_co_tuning(
 ) -> RunResult:
     """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
     with (
-        Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal,
+        Journal.open(
+            run_dir, fingerprint=fingerprint(config), inputs=input_hashes(config, data), resume=resume
+        ) as journal,
         side_by_side(config.runtime.workers) as compute,
     ):
         try:
