@@ -144,8 +144,8 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
             prefix = True
         elif step["type"] == "Metaspace" and step["replacement"] == _SPACE:
             prefix = prefix or step["prepend_scheme"] != "never"
-        elif step["type"] == "Split" and step["behavior"] == "MergedWithNext":
-            _check_cut(state, step["pattern"], where)
+        elif step["type"] == "Split":
+            _check_cut(state, step, where)
         elif not (
             step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == _SPACE
         ):
@@ -153,9 +153,15 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
     return prefix
 
 
-def _check_cut(state: dict[str, Any], pattern: dict[str, str], where: str) -> None:
-    """Cutting before every ▁ changes nothing, and may be left out, where no token has one inside."""
-    if pattern != {"String": _SPACE} or any(_SPACE in token[1:] for token in _texts(state)):
+def _check_cut(state: dict[str, Any], step: dict[str, Any], where: str) -> None:
+    """A cut at a character changes nothing, and may be left out, where no token reaches across it."""
+    character = step["pattern"].get("String", "")
+    reaches_across = {
+        "MergedWithNext": lambda token: character in token[1:],
+        "Isolated": lambda token: character in token and token != character,
+    }.get(step["behavior"])
+    known = len(character) == 1 and reaches_across is not None and not step.get("invert")
+    if not known or any(map(reaches_across, _texts(state))):
         raise ModelError("llama.cpp cannot cut the text where this tokenizer does", where=where, hint=_HINT)
 
 
