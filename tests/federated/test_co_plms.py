@@ -10,8 +10,8 @@ import pytest
 
 from consort.errors import ConsortError, UpdateError
 from consort.federated.aggregate import apply_change
-from consort.federated.cloud import Cloud
-from consort.federated.co_plms import co_tune
+from consort.federated.cloud import Cloud, Contribution
+from consort.federated.co_plms import _accepted, _compared, _Judged, co_tune
 from consort.federated.frames import unseal
 from consort.federated.journal import Journal
 from consort.federated.packets import ADAPTER, decode_adapter, encode_adapter
@@ -213,14 +213,44 @@ class Broken:
 class Poisoned:
     name = "poisoned"
 
+    def __init__(self, size=1e30, num_examples=1_000_000):
+        self.size, self.num_examples = size, num_examples
+
     def local_round(self, shared, round_number):
-        huge = {name: np.full_like(tensor, 1e30) for name, tensor in shared.tensors.items()}
+        huge = {name: np.full_like(tensor, self.size) for name, tensor in shared.tensors.items()}
         packet, _ = encode_adapter(Adapter(huge, shared.scaling, shared.base_sha256), bits=32)
-        return Update(self.name, round_number, packet, num_examples=1_000_000)
+        return Update(self.name, round_number, packet, self.num_examples)
+
+
+@pytest.mark.parametrize("claimed", [0, -1, 10.5, True, float("inf"), float("nan"), 1 << 60, "many"])
+def test_a_number_of_rows_that_cannot_be_is_refused(claimed, config, tmp_path):
+    cloud, _ = cloud_and_devices(config, tmp_path)
+    shared = cloud.decode(cloud.first_broadcast())
+    update = replace(Poisoned(1e-3).local_round(shared, 0), num_examples=claimed)
+    judged = _accepted(update, "", shared, config.tune)
+    assert judged.contribution is None
+    assert "training rows" in judged.failure
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_stands_out_of_a_round_is_refused_or_counts_for_less_at_any_scale(scale):
+    def judged(norms, examples=(100, 100, 100, 100), ratio=10.0):
+        given = [
+            _Judged(Contribution(str(number), Adapter({}, 1.0, ""), rows), scale * norm, "")
+            for number, (norm, rows) in enumerate(zip(norms, examples, strict=False))
+        ]
+        return [each.contribution and each.contribution.num_examples for each in _compared(given, ratio)]
+
+    assert judged([1, 2, 3, 9]) == [100] * 4
+    assert judged([1, 2, 3, 90]) == [100, 100, 100, None]
+    assert judged([1, 2, 3, 90], ratio=0.0) == [100] * 4
+    assert judged([1, 90]) == [100, 100]  # of two, nobody can say which one stands out
+    assert judged([0, 0, 0, 1]) == [100] * 4
+    assert judged([1, 1, 1, 1], (100, 100, 100, 10**9)) == [100, 100, 100, 1000]
 
 
 def test_a_device_that_fails_or_sends_nonsense_is_left_out_and_named(config, tmp_path):
-    config = replace(config, tune=replace(config.tune, rounds=1, max_update_norm=100.0))
+    config = replace(config, tune=replace(config.tune, rounds=1))
     _, devices = cloud_and_devices(config, tmp_path / "run")
     outcome, shared, told = run(config, tmp_path / "other", [Broken(), *devices, Poisoned()])
     left_out = {message.party: message.left_out for message in outcome.traffic if message.left_out}
@@ -229,6 +259,15 @@ def test_a_device_that_fails_or_sends_nonsense_is_left_out_and_named(config, tmp
     assert any("poisoned is left out" in line for line in told)
     _, without, _ = run(config, tmp_path / "without", devices)
     assert equal(shared, without)
+
+
+def test_a_round_begins_from_the_round_before_it_even_where_later_ones_are_done(config, tmp_path):
+    cloud, (bank, _) = cloud_and_devices(config, tmp_path / "run")
+    shared = cloud.decode(cloud.first_broadcast())
+    expected = bank.local_round(shared, 0)
+    other = replace(bank, folder=tmp_path / "other")
+    other.local_round(shared, 1)  # out of order: a round that a device missed is asked for again
+    assert other.local_round(shared, 0) == expected
 
 
 def test_non_finite_numbers_never_become_a_packet(config, tmp_path):
