@@ -48,6 +48,7 @@ from consort.types import Adapter, FloatArray
 # What can go wrong in a round without being our own mistake; RuntimeError is torch's, as out of memory.
 FAILURES = (ConsortError, RuntimeError, OSError, MemoryError, ValueError, LookupError, ArithmeticError)
 FAILURES_LOG = "failures.log"  # in a device's folder
+_DST, _SLM_ALONE, _BOTH = 0, 1, 2  # a round's phases, each with a random stream of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Device:
         folder, and by its kind alone in the DeviceError that leaves it."""
         try:
             with self._journal() as journal:
-                before = self._state(journal)
+                before = self._state(journal, round_number)
                 entry = journal.once(_key(round_number), lambda: self._round(shared, before, round_number))
         except RunError:  # the folder itself: nothing can be recorded
             raise
@@ -153,7 +154,7 @@ class Device:
     def state(self) -> PrivateState | None:
         """The state after the last finished round; None before the first."""
         with self._journal() as journal:
-            return self._state(journal)
+            return self._state(journal, self.config.tune.rounds)
 
     def _journal(self) -> Journal:
         return Journal.open(self.folder, fingerprint=fingerprint(self.config), resume=True)
@@ -163,10 +164,11 @@ class Device:
         with suppress(OSError), (self.folder / FAILURES_LOG).open("a", encoding="utf-8") as log:
             log.write(text)
 
-    def _state(self, journal: Journal) -> PrivateState | None:
-        for round_number in reversed(range(self.config.tune.rounds)):
-            if journal.done(_key(round_number)):
-                return PrivateState.unpacked(journal.once(_key(round_number), _unreachable).payload)
+    def _state(self, journal: Journal, round_number: int) -> PrivateState | None:
+        """After the last round that was finished before this one."""
+        for earlier in reversed(range(round_number)):
+            if journal.done(_key(earlier)):
+                return PrivateState.unpacked(journal.once(_key(earlier), _unreachable).payload)
         return None
 
     def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
@@ -216,7 +218,7 @@ class Device:
         rate, max_tokens = self.config.proxy.learning_rate, self.device.slm.max_tokens
         learner = Learner(proxy, lora_parameters(proxy, DOMAIN), rate, max_tokens)
         pools = [pool_of(self.rows.train)]
-        return self._train([learner], pools, "domain", round_number, range(steps), steps, seed=0)
+        return self._train([learner], pools, "domain", round_number, range(steps), steps, stream=_DST)
 
     def _further_rows(self, proxy: LocalModel, round_number: int) -> list[Sample]:
         """This round's share of the further inputs, answered by the specialised proxy on the device."""
@@ -247,7 +249,7 @@ class Device:
         log: list[LogRow] = []
         if both < tune.mutual_steps:
             log += self._train(
-                [slm], pools, "mutual", round_number, steps[: len(steps) - both], total, seed=1
+                [slm], pools, "mutual", round_number, steps[: len(steps) - both], total, stream=_SLM_ALONE
             )
         if both:
             use_adapters(proxy, [SHARED])
@@ -259,7 +261,9 @@ class Device:
                 tune.proxy_kd_weight,
                 tune.prompt_weight,
             )
-            log += self._train([slm, traveller], pools, "mutual", round_number, steps[-both:], total, seed=2)
+            log += self._train(
+                [slm, traveller], pools, "mutual", round_number, steps[-both:], total, stream=_BOTH
+            )
         return log
 
     def _train(
@@ -271,14 +275,14 @@ class Device:
         steps: range,
         total: int,
         *,
-        seed: int,
+        stream: int,
     ) -> list[LogRow]:
         log = co_train(
             learners,
             pools,
             self.config.tune,
             steps=len(steps),
-            seed=1000 * self.seed + 10 * round_number + seed,
+            seed=1000 * self.seed + 10 * round_number + stream,
             done=steps.start,
             total=total,
             bridge=self.bridge,
