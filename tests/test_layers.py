@@ -23,7 +23,7 @@ LAYERS = (
     {"align"},
     {"config", "config_file", "config_lines", "config_overrides", "config_template", "telemetry"},
     {"problems"},
-    {"types", "errors", "__init__"},
+    {"types", "errors", "files", "__init__"},
 )
 FRAMEWORKS = {
     "torch": {"models/local.py", "models/zoo.py", "training"},

@@ -32,6 +32,7 @@ from consort.federated.co_plms import Outcome, co_tune
 from consort.federated.journal import Compute, Entry, Journal
 from consort.federated.party import Device, PrivateRows
 from consort.federated.workers import side_by_side
+from consort.files import whole_file
 from consort.models.local import LocalModel, load_model, save_model
 from consort.models.zoo import located
 from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
@@ -254,6 +255,5 @@ def _load(config: Config, name: str, settings: ModelConfig, weights: Weights) ->
 
 def _keep_text(file: Path, text: str) -> None:
     """Replace the file whole or not at all: on a full disk the old one is not lost."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    with whole_file(file) as whole:
+        whole.write(text.encode())

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from consort.errors import RunError
+from consort.files import whole_file
 
 FORMAT = 1
 
@@ -283,24 +284,8 @@ def _lock(path: Path, run_dir: Path) -> int:
 
 def _store(path: Path, content: bytes) -> None:
     """Write `content` so that a crash leaves the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            _write_all(fd, content, offset=0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path, durable=True) as file:
+        file.write(content)
 
 
 def _write_all(fd: int, content: bytes, *, offset: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEX_NAMES = {
     _CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe",
     _CONTRACTIONS + r"\p{N}" + _TAIL: "qwen2",
+}
+# whether a token reaches across the cut that a Split makes at a character
+_REACHES_ACROSS: dict[str, Callable[[str, str], bool]] = {
+    "MergedWithNext": lambda token, character: character in token[1:],
+    "Isolated": lambda token, character: character in token and token != character,
 }
 
 
@@ -156,12 +161,13 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
 def _check_cut(state: dict[str, Any], step: dict[str, Any], where: str) -> None:
     """A cut at a character changes nothing, and may be left out, where no token reaches across it."""
     character = step["pattern"].get("String", "")
-    reaches_across = {
-        "MergedWithNext": lambda token: character in token[1:],
-        "Isolated": lambda token: character in token and token != character,
-    }.get(step["behavior"])
-    known = len(character) == 1 and reaches_across is not None and not step.get("invert")
-    if not known or any(map(reaches_across, _texts(state))):
+    reaches_across = _REACHES_ACROSS.get(step["behavior"])
+    if (
+        len(character) != 1
+        or reaches_across is None
+        or step.get("invert")
+        or any(reaches_across(token, character) for token in _texts(state))
+    ):
         raise ModelError("llama.cpp cannot cut the text where this tokenizer does", where=where, hint=_HINT)
 
 
