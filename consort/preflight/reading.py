@@ -6,6 +6,7 @@ Prompts are written and counted as training does it (`training.data`), from the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,9 @@ _PROXY_TEMPLATE = (
     "copy the cloud model's chat_template.jinja beside its tokenizer.json, or leave proxy.model empty"
 )
 _TEMPLATE = "set chat_template to a Jinja file, or give the data as prompt/completion"
+
+
+_LIMIT = re.compile(r"\.\d+\.")  # `devices.0.slm` is written `devices.slm`
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ def _rows_problems(reader: Reader) -> Iterator[Problem]:
             readable.append(placed)
         except ModelError as error:
             refused.append(Problem(placed.where, f"{reader.who}: {error.what}", error.hint, reader.key))
+    if len(refused) > 1 and not prompts and len({problem.what for problem in refused}) == 1:
+        yield replace(refused[0], where=reader.key)  # the template itself, not a row
+        return
     yield from first_few(refused, f"rows that the chat template of {reader.who} refuses")
     yield from _lengths(reader, tokenizer, readable, prompts)
 
@@ -147,7 +154,7 @@ def _lengths(
             empty.append(Problem(placed.where, what, "write what is asked, or drop the row", reader.key))
         if answer >= room:
             what = f"an answer of {answer} tokens does not fit a context of {room} of {reader.who}"
-            hint = f"raise {reader.limit_key}, or shorten or drop the row"
+            hint = f"raise {_LIMIT.sub('.', reader.limit_key)}, or shorten or drop the row"
             too_long.append(Problem(placed.where, what, hint, reader.limit_key))
         cut += prompt + answer > room
     yield from first_few(empty, "rows with an empty prompt")
