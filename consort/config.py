@@ -100,6 +100,13 @@ class TuneConfig:
         8  # bits a parameter on the wire; 8 keeps its rounding error for the next round
     )
     max_update_norm: float = 0.0  # a larger update is refused; 0 accepts any finite one
+    outlier_ratio: float = (
+        10.0  # times the median of a round's three or more updates: a larger one is refused, more rows count
+        # as that many; 0 does not compare
+    )
+    send_losses: bool = (
+        True  # each logged step's losses leave the device with its update, for the report's curves
+    )
     cloud_teachers: Literal["each", "mean"] = (
         "each"  # who makes up prompts: every device's proxy, or their average
     )

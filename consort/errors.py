@@ -62,6 +62,13 @@ class RunError(ConsortError):
     code = "run_directory"
 
 
+class DeviceError(ConsortError):
+    """A device could not complete its round. Names the kind of failure and never a word of the device's rows:
+    what happened stays in the device's own folder."""
+
+    code = "device_failed"
+
+
 class UpdateError(ConsortError):
     """An update from a device that must not enter the average: non-finite, wrong shape, too large."""
 
@@ -124,6 +131,7 @@ __all__ = [
     "ConsortError",
     "DataError",
     "DeadlineError",
+    "DeviceError",
     "LimitError",
     "MissingExtraError",
     "ModelError",

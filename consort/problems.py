@@ -10,6 +10,8 @@ from typing import Literal
 
 from consort.errors import ConfigError
 
+SHOWN = 3  # mistakes of one kind that are told one by one
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -26,6 +28,17 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"; {self.hint}" if self.hint else "")
+
+
+def first_few(problems: Sequence[Problem], what: str) -> list[Problem]:
+    """The first of many alike; the last line says how many more there are, as `<count> more <what>`."""
+    if len(problems) <= SHOWN:
+        return list(problems)
+    place = problems[0].where.rpartition(":")[0] or problems[0].where
+    more = Problem(
+        place, f"{len(problems) - SHOWN} more {what}", key=problems[0].key, level=problems[0].level
+    )
+    return [*problems[:SHOWN], more]
 
 
 def raise_errors(found: Sequence[Problem]) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
         "telemetry",
     },
     {"problems"},
-    {"types", "errors", "__init__"},
+    {"types", "errors", "files", "__init__"},
 )
 FRAMEWORKS = {
     "torch": {"models/local.py", "models/zoo.py", "models/decoding", "training"},

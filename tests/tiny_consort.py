@@ -39,6 +39,8 @@ data = "clinic"
 unlabelled = "clinic/inputs.jsonl"
 slm.model = "edge"
 slm.max_tokens = 64
+[eval]
+max_new_tokens = 8
 """
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from consort.files import whole_file
 
 if TYPE_CHECKING:
     from consort.align.vocabulary import Vocabulary
@@ -217,7 +218,5 @@ def _store(path: Path, target_ids: IntArray) -> None:
     """Whole or not at all; a cache that cannot be written costs time, not the run."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".npy")
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path, contended=True) as file:
             np.save(file, target_ids, allow_pickle=False)
-        os.replace(partial, path)

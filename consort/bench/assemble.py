@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consort.bench.metrics import Scores, majority_baseline, score_answers
-from consort.bench.results import CloudResult, DeviceResult, Example, ModelAnswer, RunResult, Traffic
+from consort.bench.results import CloudResult, DeviceResult, ModelAnswer, RoundBytes, RunResult, ShownPrompt
 from consort.config import Config, DeviceConfig
-from consort.federated.co_plms import Traffic as Message
+from consort.federated.co_plms import Traffic
 from consort.training.data import Sample
 
 PUBLIC = "public"  # the name of the rows that no device owns
@@ -49,7 +49,7 @@ def run_result(
     config: Config,
     data: RunData,
     answers: Answers,
-    traffic: Sequence[Message],
+    traffic: Sequence[Traffic],
     *,
     seconds: float,
     run_dir: Path,
@@ -61,11 +61,11 @@ def run_result(
 
 
 def _device(
-    device: DeviceConfig, data: RunData, answers: Answers, traffic: Sequence[Message]
+    device: DeviceConfig, data: RunData, answers: Answers, traffic: Sequence[Traffic]
 ) -> DeviceResult:
     name, rows = device.name, data.devices[device.name]
     messages = tuple(
-        Traffic(each.round_number, each.uplink_bytes, each.downlink_bytes)
+        RoundBytes(each.round_number, each.uplink_bytes, each.downlink_bytes)
         for each in traffic
         if each.party == name
     )
@@ -105,7 +105,7 @@ def _cloud(config: Config, data: RunData, answers: Answers) -> CloudResult:
     )
 
 
-def _example(device: str, data: RunData, answers: Answers) -> Example:
+def _example(device: str, data: RunData, answers: Answers) -> ShownPrompt:
     """The first test row that co-tuning set right, else the first one."""
     rows, before, after = data.devices[device].test, answers.before[device], answers.after[device]
     mended = [
@@ -118,7 +118,7 @@ def _example(device: str, data: RunData, answers: Answers) -> Example:
         ModelAnswer(device, before[chosen], after[chosen]),
         ModelAnswer("cloud", answers.cloud_before[device][chosen], answers.cloud_after[device][chosen]),
     )
-    return Example(_asked(rows[chosen]), rows[chosen].answer or "", said)
+    return ShownPrompt(_asked(rows[chosen]), rows[chosen].answer or "", said)
 
 
 def _asked(sample: Sample) -> str:

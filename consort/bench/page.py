@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 
 from consort.bench.metrics import Score, exact_match
-from consort.bench.results import Example, Line, RunResult, mean_scores, percent, result_lines, size
+from consort.bench.results import Line, RunResult, ShownPrompt, mean_scores, percent, result_lines, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _traffic_table(result: RunResult) -> str:
     )
 
 
-def _example(example: Example) -> str:
+def _example(example: ShownPrompt) -> str:
     rows = [
         _named_row(
             answer.model,

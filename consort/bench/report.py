@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tomllib
 import warnings
@@ -22,6 +21,7 @@ from consort.bench.metrics import Scores
 from consort.bench.page import Picture, page
 from consort.bench.results import RunResult
 from consort.errors import MissingExtraError, RunError
+from consort.files import whole_file
 
 LogRow: TypeAlias = Mapping[str, Any]
 _Point: TypeAlias = tuple[str, int, int, float]  # party, round, step, loss
@@ -59,10 +59,9 @@ def write_report(run_dir: Path, result: RunResult) -> Path:
         config=config,
         environment=json.loads(_text(run_dir / "environment.json") or "{}"),
     )
-    unfinished = run_dir / "report.html.unfinished"
     try:
-        unfinished.write_text(html, encoding="utf-8")
-        os.replace(unfinished, run_dir / "report.html")
+        with whole_file(run_dir / "report.html") as file:
+            file.write(html.encode())
     except OSError as error:
         raise RunError(
             f"the report cannot be written: {error.strerror}",

@@ -15,7 +15,7 @@ from consort.bench.metrics import Score, Scores, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class RoundBytes:
     """What one device sent and received in one round."""
 
     round: int
@@ -33,7 +33,7 @@ class DeviceResult:
     alone: Scores | None  # None: the comparator was not run
     co_tuned: Scores
     majority: float  # exact match of the most frequent training answer
-    traffic: tuple[Traffic, ...] = ()
+    traffic: tuple[RoundBytes, ...] = ()
 
     @property
     def uplink_bytes(self) -> int:
@@ -78,7 +78,7 @@ class ModelAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ShownPrompt:
     """A prompt from the test rows, its right answer, and everybody's answers."""
 
     prompt: str
@@ -94,7 +94,7 @@ class RunResult:
     cloud: CloudResult
     seconds: float
     run_dir: str
-    examples: tuple[Example, ...] = ()
+    examples: tuple[ShownPrompt, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints: scores are shares, every one with its standard error."""
@@ -188,7 +188,7 @@ def print_traffic(result: RunResult, console: Console) -> None:
     console.print(table)
 
 
-def print_example(example: Example, console: Console) -> None:
+def print_example(example: ShownPrompt, console: Console) -> None:
     """A prompt with every model's answer before and after."""
     table = _table(escape(example.prompt))
     table.caption = escape(f"right answer: {example.reference}")

@@ -20,6 +20,7 @@ from safetensors.numpy import save as save_tensors
 
 from consort.bench.assemble import PUBLIC, Answers, RunData, run_result
 from consort.bench.card import environment, model_card
+from consort.bench.inputs import input_hashes
 from consort.bench.report import write_report
 from consort.bench.results import RunResult
 from consort.config import Config, DeviceConfig, ModelConfig
@@ -31,6 +32,7 @@ from consort.federated.co_plms import Outcome, co_tune
 from consort.federated.journal import Compute, Entry, Journal
 from consort.federated.party import Device, PrivateRows
 from consort.federated.workers import side_by_side
+from consort.files import whole_file
 from consort.models.local import LocalModel, load_model, save_model
 from consort.models.zoo import located
 from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
@@ -190,7 +192,7 @@ class Run:
             seed=self.config.seed,
         )
         use_adapters(proxy, [SHARED])
-        save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir))
+        save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir.absolute()))
         tuned = [(CLOUD, self.config.cloud, outcome.cloud.llm)]
         tuned += [(device.name, device.slm, weights[device.name]) for device in self.config.devices]
         for name, config, learned in tuned:
@@ -209,7 +211,9 @@ def run_co_tuning(
 ) -> RunResult:
     """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
     with (
-        Journal.open(run_dir, fingerprint=fingerprint(config), resume=resume) as journal,
+        Journal.open(
+            run_dir, fingerprint=fingerprint(config), inputs=input_hashes(config, data), resume=resume
+        ) as journal,
         side_by_side(config.runtime.workers) as compute,
     ):
         try:
@@ -251,6 +255,5 @@ def _load(config: Config, name: str, settings: ModelConfig, weights: Weights) ->
 
 def _keep_text(file: Path, text: str) -> None:
     """Replace the file whole or not at all: on a full disk the old one is not lost."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    with whole_file(file) as whole:
+        whole.write(text.encode())

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
-        help=f"Hub id, directory or zoo:NAME; default: {DEFAULT_MODEL}",
+        help=f"Hub id, zoo:NAME, or directory of a model or adapter; default: {DEFAULT_MODEL}",
     )
     parser.add_argument(
         "prompt", nargs="?", help="ask this once; default: standard input if piped, else talk"

@@ -16,7 +16,7 @@ from consort.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("model", help="Hub id, local directory or zoo:NAME")
+    parser.add_argument("model", help="Hub id, zoo:NAME, or directory of a model or adapter")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
     parser.add_argument(
         "--data",

@@ -18,7 +18,7 @@ _DEFAULT_PRECISION: dict[str, Precision] = {"peft": "float32", "safetensors": "b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("model", help="Hub id, local directory or zoo:NAME")
+    parser.add_argument("model", help="Hub id, zoo:NAME, or directory of a model or adapter")
     parser.add_argument("out", type=Path, help="a new directory to write")
     parser.add_argument("--format", required=True, choices=tuple(_DEFAULT_PRECISION), help="what to write")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Write it; prints the path to load."""
     from consort.training.adapters import OWN
     from consort.training.export import export_model
-    from consort.training.tuned import load_tuned
+    from consort.training.tuned import base_and_adapter, load_tuned
 
+    base, adapter = base_and_adapter(args.model, args.adapter)
     model = load_tuned(
-        args.model,
+        args.model,  # by this name, not the base's
         adapter=args.adapter,
         runtime=RuntimeConfig(device="cpu"),
         chat_template=args.chat_template,
@@ -49,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         form=args.format,
         precision=args.precision or _DEFAULT_PRECISION[args.format],
-        base=args.model,
-        adapter=OWN if args.adapter else "",
+        base=base,
+        adapter=OWN if adapter else "",
     )
     print(written)
     print(f"what it is and how to load it: {args.out / 'README.md'}", file=sys.stderr)

@@ -134,12 +134,21 @@ def check_update(update: Adapter, reference: Adapter, *, max_norm: float = 0.0) 
     for name, tensor in _plain_tensors(update).items():
         square += float(np.sum((tensor.astype(np.float64) - reference.tensors[name]) ** 2))
     norm = float(np.sqrt(square))
+    if not np.isfinite(norm):
+        raise UpdateError("the update changes the model by more than can be counted")
     if max_norm > 0 and norm > max_norm:
         raise UpdateError(
             f"the update changes the model by {norm:.4g}, the limit is {max_norm:.4g}",
             hint="Lower the device's learning rate, or raise tune.max_update_norm.",
         )
     return norm
+
+
+def outlier_limit(values: Sequence[float], ratio: float) -> float:
+    """`ratio` times the median: what stands out of three or more values, whatever their scale. Infinite where
+    there are fewer, where the median is 0, and for a ratio of 0."""
+    middle = float(np.median(values)) if len(values) >= 3 else 0.0
+    return ratio * middle if ratio > 0 and middle > 0 else float("inf")
 
 
 def lora_modules(adapter: Adapter) -> tuple[str, ...]:

@@ -9,20 +9,22 @@ our choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from consort.config import TuneConfig
-from consort.errors import ConsortError, RunError
-from consort.federated.aggregate import apply_change, check_update
+from consort.errors import ConsortError, DeviceError, RunError
+from consort.federated.aggregate import apply_change, check_update, outlier_limit
 from consort.federated.cloud import Cloud, CloudState, Contribution
 from consort.federated.journal import Compute, Entry, Journal, one_by_one
 from consort.federated.packets import decode_adapter
-from consort.federated.party import Party, Update
+from consort.federated.party import FAILURES, Party, Update, kind_of_failure
 from consort.types import Adapter
 
+MOST_EXAMPLES = 1 << 40  # more rows than any device has: a number that nobody counted
 Report = Callable[[str], None]  # a line for a person, as things happen
 
 
@@ -66,12 +68,11 @@ def co_tune(
     traffic: list[Traffic] = []
     for round_number in range(options.rounds):
         shared = cloud.decode(state.broadcast)
-        contributions: list[Contribution] = []
         drawn = _drawn(parties, options.participation, seed, round_number)
         updates = _asked(drawn, shared, round_number, journal, compute, report)
-        for party, (update, failure) in zip(drawn, updates, strict=True):
-            contribution, failure = _accepted(update, shared, options, failure)
-            contributions += [contribution] if contribution else []
+        judged = _compared([_accepted(*each, shared, options) for each in updates], options.outlier_ratio)
+        contributions = [each.contribution for each in judged if each.contribution]
+        for party, (update, _), (contribution, _, failure) in zip(drawn, updates, judged, strict=True):
             if failure:
                 report(f"round {round_number + 1}: {party.name} is left out: {failure}")
             traffic.append(
@@ -129,7 +130,7 @@ def _asked(
         if failure := entry.meta.get("failure"):
             updates.append((None, str(failure)))
         else:
-            examples = int(entry.meta["num_examples"])
+            examples = entry.meta["num_examples"]
             updates.append((Update(party.name, round_number, entry.payload, examples), ""))
     return updates
 
@@ -139,8 +140,10 @@ def _local_round(party: Party, shared: Adapter, round_number: int) -> Entry:
         update = party.local_round(shared, round_number)
     except RunError:  # the run directory itself: nothing more can be recorded
         raise
-    except (ConsortError, RuntimeError, OSError) as error:  # RuntimeError: torch's, as out of memory
-        return Entry(b"", {"failure": f"{type(error).__name__}: {error}"})
+    except DeviceError as error:
+        return Entry(b"", {"failure": f"{error.what}; {error.hint}"})
+    except FAILURES as error:  # its message may quote a row, and this record is the cloud's
+        return Entry(b"", {"failure": kind_of_failure(error)})
     return Entry(update.packet, {"num_examples": update.num_examples}, update.log)
 
 
@@ -150,17 +153,48 @@ def _progress(entry: Entry, party: Party) -> str:
     return f", loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else ""
 
 
-def _accepted(
-    update: Update | None, shared: Adapter, options: TuneConfig, failure: str
-) -> tuple[Contribution | None, str]:
+class _Judged(NamedTuple):
+    """What of an update enters the average, how far it moves the model, and why it does not."""
+
+    contribution: Contribution | None
+    norm: float
+    failure: str
+
+
+def _accepted(update: Update | None, failure: str, shared: Adapter, options: TuneConfig) -> _Judged:
+    """The update on its own: readable, of this base, finite, weighted by a number of rows."""
     if update is None:
-        return None, failure
+        return _Judged(None, 0.0, failure)
     try:
         adapter = apply_change(shared, decode_adapter(update.packet, base_sha256=shared.base_sha256))
-        check_update(adapter, shared, max_norm=options.max_update_norm)
+        norm = check_update(adapter, shared, max_norm=options.max_update_norm)
     except ConsortError as error:
-        return None, str(error)
-    return Contribution(update.party, adapter, update.num_examples), ""
+        return _Judged(None, 0.0, str(error))
+    rows = update.num_examples
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MOST_EXAMPLES:
+        return _Judged(None, 0.0, f"it claims {rows!r:.20} training rows")
+    return _Judged(Contribution(update.party, adapter, rows), norm, "")
+
+
+def _compared(judged: Sequence[_Judged], ratio: float) -> list[_Judged]:
+    """The round's updates beside each other: what stands out is refused, or its rows count for less."""
+    accepted = [each for each in judged if each.contribution]
+    norm_limit = outlier_limit([each.norm for each in accepted], ratio)
+    rows_limit = outlier_limit(
+        [each.contribution.num_examples for each in accepted if each.contribution], ratio
+    )
+    return [_limited(each, norm_limit, rows_limit) if each.contribution else each for each in judged]
+
+
+def _limited(judged: _Judged, norm_limit: float, rows_limit: float) -> _Judged:
+    assert judged.contribution is not None, "only accepted updates are compared"
+    if judged.norm > norm_limit:
+        says = f"the update changes the model by {judged.norm:.4g}, this round's limit is {norm_limit:.4g}"
+        return _Judged(None, 0.0, f"{says} (tune.outlier_ratio times the median)")
+    rows = judged.contribution.num_examples
+    if rows <= rows_limit:
+        return judged
+    return judged._replace(contribution=replace(judged.contribution, num_examples=max(1, int(rows_limit))))
 
 
 def _absorbed(

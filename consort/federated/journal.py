@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from consort.errors import RunError
+from consort.files import whole_file
 
 FORMAT = 1
 
@@ -59,11 +60,15 @@ class Journal:
         self._unseen: list[_Record] = []  # recorded, their rows not yet in metrics.jsonl
 
     @classmethod
-    def open(cls, run_dir: Path, *, fingerprint: str, resume: bool) -> Journal:
-        """Start a journal, or continue one with `resume`; `fingerprint` is the configuration's hash.
+    def open(
+        cls, run_dir: Path, *, fingerprint: str, resume: bool, inputs: Mapping[str, str] | None = None
+    ) -> Journal:
+        """Start a journal, or continue one with `resume`; `fingerprint` is the configuration's hash, `inputs`
+        those of what else the steps read, by name.
 
         Raises RunError if the directory holds finished steps and `resume` is off, if they belong to another
-        fingerprint, if another process holds the directory, or if it cannot be written.
+        fingerprint or other inputs (which it names), if another process holds the directory, or if it cannot
+        be written.
         """
         folder = run_dir / "journal"
         with _as_run_error(run_dir):
@@ -71,13 +76,15 @@ class Journal:
             lock_fd = _lock(folder / "lock", run_dir)
         try:
             with _as_run_error(run_dir):
-                return cls._open_locked(run_dir, lock_fd, fingerprint=fingerprint, resume=resume)
+                header = {"format": FORMAT, "fingerprint": fingerprint}
+                header |= {"inputs": dict(inputs)} if inputs else {}
+                return cls._open_locked(run_dir, lock_fd, header, resume=resume)
         except BaseException:
             os.close(lock_fd)
             raise
 
     @classmethod
-    def _open_locked(cls, run_dir: Path, lock_fd: int, *, fingerprint: str, resume: bool) -> Journal:
+    def _open_locked(cls, run_dir: Path, lock_fd: int, header: Mapping[str, Any], *, resume: bool) -> Journal:
         folder = run_dir / "journal"
         path = folder / "journal.jsonl"
         written, lines = _read_lines(path)
@@ -87,20 +94,15 @@ class Journal:
                 where=str(path),
                 hint="Choose another --run-dir, or remove this one.",
             )
-        header, finished = {"format": FORMAT, "fingerprint": fingerprint}, lines[1:]
+        finished = lines[1:]
         if finished and not resume:
             raise RunError(
                 f"{len(finished)} finished steps of an earlier run are here",
                 where=str(run_dir),
                 hint="Continue it with --resume, or choose another --run-dir.",
             )
-        if finished and lines[0] != header:
-            raise RunError(
-                f"the finished steps here belong to configuration {lines[0].get('fingerprint')} "
-                f"(journal format {lines[0].get('format')}), this is {fingerprint} (format {FORMAT})",
-                where=str(run_dir),
-                hint="Restore that run's configuration (config.toml in it), or choose another --run-dir.",
-            )
+        if finished:
+            _check_header(lines[0], header, run_dir)
         records = [_Record(**line) for line in finished]
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
@@ -244,6 +246,24 @@ class _Log:
         self._size = len(content)
 
 
+def _check_header(found: Mapping[str, Any], expected: Mapping[str, Any], run_dir: Path) -> None:
+    if any(found.get(key) != expected[key] for key in ("format", "fingerprint")):
+        raise RunError(
+            f"the finished steps here belong to configuration {found.get('fingerprint')} "
+            f"(journal format {found.get('format')}), this is {expected['fingerprint']} (format {FORMAT})",
+            where=str(run_dir),
+            hint="Restore that run's configuration (config.toml in it), or choose another --run-dir.",
+        )
+    before, now = found.get("inputs", {}), expected.get("inputs", {})
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise RunError(
+            "the finished steps here were computed from other inputs; changed since: " + ", ".join(changed),
+            where=str(run_dir),
+            hint="Restore them, or choose another --run-dir.",
+        )
+
+
 def _lock(path: Path, run_dir: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -264,24 +284,8 @@ def _lock(path: Path, run_dir: Path) -> int:
 
 def _store(path: Path, content: bytes) -> None:
     """Write `content` so that a crash leaves the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            _write_all(fd, content, offset=0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path, durable=True) as file:
+        file.write(content)
 
 
 def _write_all(fd: int, content: bytes, *, offset: int) -> None:

@@ -8,7 +8,9 @@ answered with the same bytes.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from consort.config import Config, DeviceConfig
 from consort.config_file import fingerprint
-from consort.errors import ConsortError
+from consort.errors import ConsortError, DeviceError, RunError
 from consort.federated.aggregate import change
 from consort.federated.journal import Entry, Journal
 from consort.federated.packets import encode_adapter
@@ -43,11 +45,16 @@ from consort.training.mutual import Pool, co_train, knowledge_of, pool_of
 from consort.training.proxy import load_proxy
 from consort.types import Adapter, FloatArray
 
+# What can go wrong in a round without being our own mistake; RuntimeError is torch's, as out of memory.
+FAILURES = (ConsortError, RuntimeError, OSError, MemoryError, ValueError, LookupError, ArithmeticError)
+FAILURES_LOG = "failures.log"  # in a device's folder
+_DST, _SLM_ALONE, _BOTH = 0, 1, 2  # a round's phases, each with a random stream of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a party lets out of a round: the packed change of the shared adapter, and how many rows it stands
-    for."""
+    """What a party lets out of a round: the packed change of the shared adapter, how many rows it stands for,
+    and (`tune.send_losses`) the losses of its logged steps."""
 
     party: str
     round_number: int
@@ -127,27 +134,41 @@ class Device:
         return self.device.name
 
     def local_round(self, shared: Adapter, round_number: int) -> Update:
-        """The round's update; asked for again, the same bytes."""
-        with self._journal() as journal:
-            before = self._state(journal)
-            entry = journal.once(_key(round_number), lambda: self._round(shared, before, round_number))
+        """The round's update; asked for again, the same bytes. A failure is told in full in the device's
+        folder, and by its kind alone in the DeviceError that leaves it."""
+        try:
+            with self._journal() as journal:
+                before = self._state(journal, round_number)
+                entry = journal.once(_key(round_number), lambda: self._round(shared, before, round_number))
+        except RunError:  # the folder itself: nothing can be recorded
+            raise
+        except FAILURES as error:
+            self._keep_failure(error, round_number)
+            raise DeviceError(
+                kind_of_failure(error), where=self.name, hint=f"its {FAILURES_LOG} says more"
+            ) from None
         packet = load_tensors(entry.payload)["packet"].tobytes()
-        return Update(
-            self.name, round_number, packet, len(self.rows.train), tuple(dict(row) for row in entry.rows)
-        )
+        log = tuple(dict(row) for row in entry.rows) if self.config.tune.send_losses else ()
+        return Update(self.name, round_number, packet, len(self.rows.train), log)
 
     def state(self) -> PrivateState | None:
         """The state after the last finished round; None before the first."""
         with self._journal() as journal:
-            return self._state(journal)
+            return self._state(journal, self.config.tune.rounds)
 
     def _journal(self) -> Journal:
         return Journal.open(self.folder, fingerprint=fingerprint(self.config), resume=True)
 
-    def _state(self, journal: Journal) -> PrivateState | None:
-        for round_number in reversed(range(self.config.tune.rounds)):
-            if journal.done(_key(round_number)):
-                return PrivateState.unpacked(journal.once(_key(round_number), _unreachable).payload)
+    def _keep_failure(self, error: BaseException, round_number: int) -> None:
+        text = f"round {round_number + 1}\n{''.join(traceback.format_exception(error))}\n"
+        with suppress(OSError), (self.folder / FAILURES_LOG).open("a", encoding="utf-8") as log:
+            log.write(text)
+
+    def _state(self, journal: Journal, round_number: int) -> PrivateState | None:
+        """After the last round that was finished before this one."""
+        for earlier in reversed(range(round_number)):
+            if journal.done(_key(earlier)):
+                return PrivateState.unpacked(journal.once(_key(earlier), _unreachable).payload)
         return None
 
     def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
@@ -197,7 +218,7 @@ class Device:
         rate, max_tokens = self.config.proxy.learning_rate, self.device.slm.max_tokens
         learner = Learner(proxy, lora_parameters(proxy, DOMAIN), rate, max_tokens)
         pools = [pool_of(self.rows.train)]
-        return self._train([learner], pools, "domain", round_number, range(steps), steps, seed=0)
+        return self._train([learner], pools, "domain", round_number, range(steps), steps, stream=_DST)
 
     def _further_rows(self, proxy: LocalModel, round_number: int) -> list[Sample]:
         """This round's share of the further inputs, answered by the specialised proxy on the device."""
@@ -228,7 +249,7 @@ class Device:
         log: list[LogRow] = []
         if both < tune.mutual_steps:
             log += self._train(
-                [slm], pools, "mutual", round_number, steps[: len(steps) - both], total, seed=1
+                [slm], pools, "mutual", round_number, steps[: len(steps) - both], total, stream=_SLM_ALONE
             )
         if both:
             use_adapters(proxy, [SHARED])
@@ -240,7 +261,9 @@ class Device:
                 tune.proxy_kd_weight,
                 tune.prompt_weight,
             )
-            log += self._train([slm, traveller], pools, "mutual", round_number, steps[-both:], total, seed=2)
+            log += self._train(
+                [slm, traveller], pools, "mutual", round_number, steps[-both:], total, stream=_BOTH
+            )
         return log
 
     def _train(
@@ -252,20 +275,26 @@ class Device:
         steps: range,
         total: int,
         *,
-        seed: int,
+        stream: int,
     ) -> list[LogRow]:
         log = co_train(
             learners,
             pools,
             self.config.tune,
             steps=len(steps),
-            seed=1000 * self.seed + 10 * round_number + seed,
+            seed=1000 * self.seed + 10 * round_number + stream,
             done=steps.start,
             total=total,
             bridge=self.bridge,
         )
         where: LogRow = {"phase": phase, "round": round_number, "party": self.name}
         return [where | row | {"step": steps.start + int(row["step"])} for row in log]
+
+
+def kind_of_failure(error: BaseException) -> str:
+    """All that may be said of a failure beyond its device: messages can quote rows."""
+    name = type(error).__name__
+    return f"{name} ({error.code})" if isinstance(error, ConsortError) else name
 
 
 def _key(round_number: int) -> str:

@@ -46,13 +46,6 @@ class ModelFiles:
         return self.folder / "tokenizer.json"
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer brings a chat template."""
-        if (self.folder / "chat_template.jinja").exists():
-            return True
-        return bool(_json(self.folder / "tokenizer_config.json").get("chat_template"))
-
-    @property
     def context_tokens(self) -> int:
         """Longest input the model was made for; 0 where it does not say."""
         names = ("max_position_embeddings", "n_positions", "seq_length")

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from consort.config import Config
 from consort.errors import DataError
-from consort.problems import Problem
-from consort.training.data import Sample, read_samples
+from consort.problems import Problem, first_few
+from consort.training.data import RowsRead, Sample, read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A row and where it is written, as file:line."""
+
+    sample: Sample
+    where: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What one party's data holds, by split, as far as it could be read."""
 
-    splits: Mapping[str, list[Sample]]
+    read: Mapping[str, RowsRead] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        """The samples alone."""
+        return {split: read.samples for split, read in self.read.items()}
 
     @property
     def samples(self) -> list[Sample]:
         """All splits together."""
-        return [sample for split in self.splits.values() for sample in split]
+        return [placed.sample for placed in self.placed]
+
+    @property
+    def placed(self) -> list[Placed]:
+        """All splits together, each row with its place."""
+        return [
+            Placed(sample, f"{read.file}:{line}")
+            for read in self.read.values()
+            for sample, line in zip(read.samples, read.lines, strict=True)
+        ]
 
 
 def read_data(config: Config) -> tuple[dict[str, Rows], list[Problem]]:
@@ -36,40 +58,63 @@ def read_data(config: Config) -> tuple[dict[str, Rows], list[Problem]]:
     for key, path, labelled in sources:
         if path:
             rows[key] = _read(Path(path), key, labelled=labelled, found=found)
-    return rows, found
+    return rows, [*found, *_leaks(rows)]
 
 
 def _read(path: Path, key: str, *, labelled: bool, found: list[Problem]) -> Rows:
     if not os.path.exists(path):
         hint = "name a JSONL file, or a directory with train/valid/test.jsonl"
         found.append(Problem(key, f"no such file or directory: {path}", hint, key))
-        return Rows({})
-    splits = {}
+        return Rows()
+    read: dict[str, RowsRead] = {}
     names = ("train", "valid", "test") if path.is_dir() and labelled else ("train",)
-    for split in names:
-        file = path / f"{split}.jsonl"
-        if path.is_dir() and not file.exists() and split != "train":
-            if split == "test":
-                what = f"{path} holds no test.jsonl: its answers cannot be measured"
-                found.append(Problem(key, what, key=key, level="warning"))
-            continue
+    present = [name for name in names if name == "train" or (path / f"{name}.jsonl").exists()]
+    for split in present:
         try:
-            splits[split] = read_samples(path, split, labelled=labelled)
+            read[split] = read_rows(path, split, labelled=labelled)
         except DataError as error:
             found.append(Problem(error.where, error.what, error.hint, key))
-        except UnicodeDecodeError as error:
-            found.append(Problem(str(file), f"not UTF-8 at byte {error.start}", "save it as UTF-8", key))
-    found += _leaks(splits, path, key)
-    return Rows(splits)
+            continue
+        malformed = [Problem(e.where, e.what, e.hint, key) for e in read[split].malformed]
+        found += first_few(malformed, "malformed rows")
+    if labelled:
+        found += _held_out(read, present, path, key)
+    return Rows(read)
 
 
-def _leaks(splits: Mapping[str, list[Sample]], path: Path, key: str) -> list[Problem]:
-    learned = {sample.prompt for sample in splits.get("train", [])}
-    found = []
-    for split in ("valid", "test"):
-        held_out = splits.get(split, [])
-        shared = sum(sample.prompt in learned for sample in held_out)
-        if shared:
-            what = f"{shared} of {len(held_out)} prompts of {path / split}.jsonl are training prompts too"
-            found.append(Problem(key, what, "scores on them mean little", key, level="warning"))
-    return found
+def _held_out(read: Mapping[str, RowsRead], present: list[str], path: Path, key: str) -> Iterator[Problem]:
+    """What answers are measured on, where that is not a test split."""
+    train = read.get("train")
+    if present == ["train"] and train and len(train.samples) == 1 and not train.malformed:
+        what = f"{train.file} holds one row: it would be measured on, and nothing is left to learn"
+        yield Problem(key, what, "add rows, or test rows in a directory with train/valid/test.jsonl", key)
+    elif path.is_dir() and "test" not in present:
+        instead = (
+            "valid.jsonl" if "valid" in present else "the last tenth of train.jsonl, which is not learned"
+        )
+        yield Problem(key, f"{path} holds no test.jsonl: measured on {instead}", key=key, level="warning")
+
+
+def _leaks(rows: Mapping[str, Rows]) -> Iterator[Problem]:
+    """Held-out prompts that are learned anywhere: by their own device, in public, by another device."""
+    learned = {
+        read.file: {sample.prompt for sample in read.samples}
+        for each in rows.values()
+        for split, read in each.read.items()
+        if split == "train"
+    }
+    for key, each in rows.items():
+        for split, read in each.read.items():
+            if split == "train":
+                continue
+            places = {
+                file: sum(sample.prompt in prompts for sample in read.samples)
+                for file, prompts in learned.items()
+            }
+            shared = sum(
+                any(sample.prompt in prompts for prompts in learned.values()) for sample in read.samples
+            )
+            if shared:
+                where = ", ".join(f"{count} in {file}" for file, count in places.items() if count)
+                what = f"{shared} of {len(read.samples)} prompts of {read.file} are learned too ({where})"
+                yield Problem(key, what, "scores on them mean little", key, level="warning")

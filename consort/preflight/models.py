@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from consort.align import Vocabulary
 from consort.config import Config, ModelConfig
-from consort.errors import DataError, ModelError
+from consort.errors import ModelError
 from consort.models.footprint import RUNTIME_BYTES, Footprint, ModelFiles, read_model_files, tuning_footprint
 from consort.preflight.data import Rows
+from consort.preflight.reading import reading_problems
 from consort.problems import Problem
-from consort.training.data import Sample, needs_template
 
 GIGA = 1e9
 NO_END = "the tokenizer has no end-of-sequence token"
@@ -44,10 +44,8 @@ def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
         if model:
             _read(survey, key, model)
     _check_proxy(survey)
-    _check_reader(survey, "cloud", config.cloud, _samples(rows, "public"))
-    for index, device in enumerate(config.devices):
-        key = f"devices.{index}"
-        _check_reader(survey, f"{key}.slm", device.slm, _samples(rows, f"{key}.data", f"{key}.unlabelled"))
+    survey.found += reading_problems(config, rows, {key: each.files for key, each in survey.known.items()})
+    for index in range(len(config.devices)):
         _check_memory(survey, index)
     return survey
 
@@ -145,52 +143,6 @@ def _check_proxy(survey: ModelSurvey) -> None:
         survey.found.append(Problem("proxy.model", what, hint, "proxy.model"))
 
 
-def _check_reader(survey: ModelSurvey, key: str, model: ModelConfig, samples: Sequence[Sample]) -> None:
-    """Whether the model can read this data: template, context, and rows that fit."""
-    known = survey.known.get(f"{key}.model")
-    if known is None:
-        return
-    name = known.files.name
-    if needs_template(samples) and not (known.files.has_chat_template or model.chat_template):
-        hint = "set chat_template to a Jinja file, or give the data as prompt/completion"
-        what = f"{name} has no chat template, and the data holds conversations"
-        survey.found.append(Problem(f"{key}.model", what, hint, f"{key}.model"))
-    context = known.files.context_tokens
-    if context and model.max_tokens > context:
-        what = f"max_tokens is {model.max_tokens}, but {name} reads at most {context}"
-        survey.found.append(
-            Problem(f"{key}.max_tokens", what, "the model's own limit is used", level="warning")
-        )
-    if known.vocabulary:
-        room = min(model.max_tokens, context or model.max_tokens)
-        survey.found += _long_rows(known.vocabulary, samples, room=room, key=f"{key}.max_tokens")
-
-
-def _long_rows(
-    vocabulary: Vocabulary, samples: Sequence[Sample], *, room: int, key: str
-) -> Iterator[Problem]:
-    """Answers that do not fit are errors, rows whose prompt will lose its beginning are counted."""
-    cut = 0
-    for sample in samples:
-        prompt = (
-            sample.prompt if isinstance(sample.prompt, str) else "\n".join(m.content for m in sample.prompt)
-        )
-        beginning = "the row beginning " + repr((sample.answer or prompt)[:60])
-        try:
-            answer = len(vocabulary.encode(sample.answer)) + 1 if sample.answer is not None else 0
-            length = len(vocabulary.encode(prompt)) + answer
-        except DataError as error:
-            yield Problem(key, error.what, f"mend {beginning}", key)
-            continue
-        if answer >= room:
-            what = f"an answer of {answer} tokens does not fit a context of {room}"
-            yield Problem(key, what, f"raise max_tokens, or shorten or drop {beginning}", key)
-        cut += length > room
-    if cut:
-        what = f"{cut} of {len(samples)} rows are longer than {room} tokens: their prompts lose the beginning"
-        yield Problem(key, what, key=key, level="warning")
-
-
 def _check_memory(survey: ModelSurvey, index: int) -> None:
     device = survey.config.devices[index]
     forecast = forecast_device(survey, index)
@@ -204,7 +156,3 @@ def _check_memory(survey: ModelSurvey, index: int) -> None:
         survey.found.append(
             Problem(key, f"{has}; its model and the proxy need about {needed:.1f}", hint, key)
         )
-
-
-def _samples(rows: Mapping[str, Rows], *keys: str) -> list[Sample]:
-    return [sample for key in keys if key in rows for sample in rows[key].samples]

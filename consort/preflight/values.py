@@ -88,6 +88,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "answers_share": Range(low=0, high=1),
         "participation": Range(above=0, high=1),
         "max_update_norm": NOT_NEGATIVE,
+        "outlier_ratio": NOT_NEGATIVE,
         "public_samples": COUNT_OR_NONE,
         "samples_share": Range(low=0, high=1),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from consort.errors import ConfigError, ModelError
 from consort.models.local import LocalModel, generate
 from consort.training.data import Sample, prompt_ids
 from consort.types import Message
@@ -16,6 +17,12 @@ MADE_UP_MASS = 0.9
 def answer(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
     """Greedy answers as text, in the order of the samples; a long prompt loses its beginning."""
     room = model.context_tokens - max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"an answer of up to {max_new_tokens} tokens leaves no room for a question",
+            where=model.name,
+            hint=f"its context is {model.context_tokens} tokens: lower eval.max_new_tokens",
+        )
     prompts = [prompt_ids(sample, model)[-room:] for sample in samples]
     return [model.vocabulary.decode(ids) for ids in generate(model, prompts, max_new_tokens=max_new_tokens)]
 
@@ -38,6 +45,12 @@ def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) ->
     rendered = model.tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
     )
+    if rendered.count(mark) != 1 or not rendered.partition(mark)[2]:
+        raise ModelError(
+            "its chat template does not write a question once, as it is, with something after it",
+            where=model.name,
+            hint="prompts cannot be made up with it: set tune.public_samples = 0",
+        )
     opening, closing = rendered.split(mark)
     # a template that opens with the question itself leaves only the end of the text before
     ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"] or [model.eos_id]

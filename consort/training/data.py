@@ -8,12 +8,13 @@ stands. Does not shuffle, batch or cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from consort.errors import DataError, ModelError
+from consort.problems import SHOWN
 from consort.types import Message, Role
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsRead:
+    """The rows of one file, the line of each, and why others could not be read."""
+
+    file: str
+    samples: list[Sample]
+    lines: list[int]
+    malformed: list[DataError]
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A sample in one model's tokens. `answer_ids` ends with the end-of-sequence token, which `spans` leaves
     out."""
@@ -52,8 +63,19 @@ class Encoded:
 
 
 def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> list[Sample]:
-    """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line. Answers are
-    optional if not `labelled`."""
+    """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line of the first
+    malformed rows. Answers are optional if not `labelled`."""
+    read = read_rows(path, split, labelled=labelled)
+    if len(read.malformed) == 1:
+        raise read.malformed[0]
+    if read.malformed:
+        first = "".join(f"\n  {error.where}: {error.what}" for error in read.malformed[:SHOWN])
+        raise DataError(f"{len(read.malformed)} malformed rows, the first of them:{first}", where=read.file)
+    return read.samples
+
+
+def read_rows(path: Path, split: str = "train", *, labelled: bool = True) -> RowsRead:
+    """As `read_samples`, with the malformed rows returned; DataError for a file that is missing or empty."""
     file = path / f"{split}.jsonl" if path.is_dir() else path
     if not file.exists():
         raise DataError(
@@ -61,14 +83,18 @@ def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> 
             where=str(file),
             hint="give a JSONL file, or a directory with train/valid/test.jsonl",
         )
-    samples = []
+    read = RowsRead(str(file), [], [], [])
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                samples.append(_parse(line, f"{file}:{number}", labelled=labelled))
-    if not samples:
+                try:
+                    read.samples.append(_parse(line, f"{file}:{number}", labelled=labelled))
+                    read.lines.append(number)
+                except DataError as error:
+                    read.malformed.append(error)
+    if not read.samples and not read.malformed:
         raise DataError("the file holds no rows", where=str(file), hint="each line is one JSON object")
-    return samples
+    return read
 
 
 def needs_template(samples: Sequence[Sample]) -> bool:
@@ -77,21 +103,53 @@ def needs_template(samples: Sequence[Sample]) -> bool:
 
 
 def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
-    """The prompt in the model's tokens, ending where the answer begins."""
-    tokenizer = model.tokenizer
+    """The prompt in the model's tokens, ending where the answer begins.
+
+    Where nothing was asked, the end of an earlier text stands there, as in pretraining.
+    """
+    text = written_prompt(sample, model.tokenizer, where=model.name)
+    plain = isinstance(sample.prompt, str)
+    ids: list[int] = model.tokenizer(text, add_special_tokens=plain)["input_ids"]
+    return ids or [model.eos_id]
+
+
+def written_prompt(sample: Sample, tokenizer: Any, *, where: str) -> str:
+    """The prompt as text: as it stands, or by the chat template; ModelError where that cannot write it."""
+    from jinja2 import TemplateError
+
     if isinstance(sample.prompt, str):
-        ids: list[int] = tokenizer(sample.prompt)["input_ids"]
-        return ids
+        return sample.prompt
     if not tokenizer.chat_template:
         raise ModelError(
             "this model has no chat template, and the data holds conversations",
-            where=model.name,
+            where=where,
             hint="set chat_template to a Jinja file, or give the data as prompt/completion",
         )
     turns = [{"role": message.role, "content": message.content} for message in sample.prompt]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return rendered
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise ModelError(
+            f"its chat template cannot write a row: {error}",
+            where=where,
+            hint="mend the template, or set chat_template to another Jinja file",
+        ) from error
+    return text
+
+
+def template_reader(folder: Path, chat_template: str = "") -> Any:
+    """The tokenizer of a model's folder for `written_prompt`, with another template if a file is named."""
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer can be read here: {error}", where=str(folder)) from error
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if chat_template:
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    return tokenizer
 
 
 def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
@@ -107,7 +165,7 @@ def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
         raise DataError(
             f"an answer of {len(answer)} tokens does not fit a context of {context}",
             where=model.name,
-            hint="raise max_tokens, or shorten or drop the row beginning: " + repr(sample.answer[:60]),
+            hint="raise max_tokens, or shorten or drop the row; `consort check` names its file and line",
         )
     return Encoded(tuple(prompt[-room:]), answer, spans, truncated=len(prompt) > room)
 
@@ -144,7 +202,24 @@ def _parse(line: bytes, where: str, *, labelled: bool) -> Sample:
             where=where,
             hint="known shapes: messages; prompt and completion; instruction, input and output",
         )
+    for text in _texts(sample):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                "half of a surrogate pair is not text",
+                where=where,
+                hint="the row holds a broken \\ud83d-like escape; write the character itself",
+            ) from None
     return sample
+
+
+def _texts(sample: Sample) -> Iterator[str]:
+    yield from (
+        [sample.prompt] if isinstance(sample.prompt, str) else (turn.content for turn in sample.prompt)
+    )
+    if sample.answer is not None:
+        yield sample.answer
 
 
 def _from_messages(turns: Any, where: str, *, labelled: bool) -> Sample:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEX_NAMES = {
     _CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe",
     _CONTRACTIONS + r"\p{N}" + _TAIL: "qwen2",
+}
+# whether a token reaches across the cut that a Split makes at a character
+_REACHES_ACROSS: dict[str, Callable[[str, str], bool]] = {
+    "MergedWithNext": lambda token, character: character in token[1:],
+    "Isolated": lambda token, character: character in token and token != character,
 }
 
 
@@ -144,8 +149,8 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
             prefix = True
         elif step["type"] == "Metaspace" and step["replacement"] == _SPACE:
             prefix = prefix or step["prepend_scheme"] != "never"
-        elif step["type"] == "Split" and step["behavior"] == "MergedWithNext":
-            _check_cut(state, step["pattern"], where)
+        elif step["type"] == "Split":
+            _check_cut(state, step, where)
         elif not (
             step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == _SPACE
         ):
@@ -153,9 +158,16 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
     return prefix
 
 
-def _check_cut(state: dict[str, Any], pattern: dict[str, str], where: str) -> None:
-    """Cutting before every ▁ changes nothing, and may be left out, where no token has one inside."""
-    if pattern != {"String": _SPACE} or any(_SPACE in token[1:] for token in _texts(state)):
+def _check_cut(state: dict[str, Any], step: dict[str, Any], where: str) -> None:
+    """A cut at a character changes nothing, and may be left out, where no token reaches across it."""
+    character = step["pattern"].get("String", "")
+    reaches_across = _REACHES_ACROSS.get(step["behavior"])
+    if (
+        len(character) != 1
+        or reaches_across is None
+        or step.get("invert")
+        or any(reaches_across(token, character) for token in _texts(state))
+    ):
         raise ModelError("llama.cpp cannot cut the text where this tokenizer does", where=where, hint=_HINT)
 
 

@@ -150,6 +150,8 @@ def teach(teacher: Pass, options: TuneConfig) -> list[SparseRows]:
     """The pass's answer rows cut to top-k, an entry an example; in chunks, so that no [tokens, vocabulary]
     matrix is whole."""
     weight_VD, bias_V = teacher.learner.model.head()
+    size = teacher.learner.model.vocabulary.size  # rows beyond it pad the head, and mean no token
+    weight_VD, bias_V = weight_VD[:size], None if bias_V is None else bias_V[:size]
     hidden_ND = teacher.hidden_ND[: teacher.answer_rows]
     chunk = max(1, (16 << 20) // len(weight_VD))  # 64 MiB of float32 logits
     parts = []

@@ -28,8 +28,7 @@ def answer_likelihoods(
 ) -> AnswerLikelihoods:
     """Log-likelihood of each sample's own answer, given its prompt. Only answer rows get logits."""
     encoded = [encode(sample, model, model.context_tokens) for sample in samples]
-    # where nothing was asked, the end of an earlier text stands before the answer, as in pretraining
-    prompts = [one.prompt_ids or (model.eos_id,) for one in encoded]
+    prompts = [one.prompt_ids for one in encoded]
     nats = [0.0] * len(samples)
     weight, bias = model.head()
     order = sorted(range(len(samples)), key=lambda index: encoded[index].num_tokens)

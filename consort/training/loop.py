@@ -8,7 +8,6 @@ Everything random must depend on `step` alone, so that a resumed run repeats the
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from consort.files import whole_file
 
 LogRow: TypeAlias = dict[str, float | int | str]
 
@@ -98,9 +99,8 @@ def _save(
         "step": step,
         "rows": rows,
     }
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        torch.save(state, file)
 
 
 def _restore(

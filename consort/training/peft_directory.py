@@ -37,6 +37,18 @@ def save_adapter(model: LocalModel, name: str, directory: Path, *, base: str) ->
     (directory / WEIGHTS).write_bytes(_reproducible(packed))
 
 
+def base_of(directory: Path) -> str:
+    """The Hub id, directory or `zoo:NAME` of the model that an adapter was made for."""
+    base = str(_read_config(directory).base_model_name_or_path or "")
+    if not base:
+        raise ModelError(
+            "this adapter does not name its base",
+            where=str(directory),
+            hint="give the base model, and this directory as --adapter",
+        )
+    return base
+
+
 def load_adapter(model: LocalModel, directory: Path, *, name: str = OWN) -> None:
     """Put the LoRA of a PEFT directory on the model and use it; ModelError if it belongs to another base."""
     where = str(directory)

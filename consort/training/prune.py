@@ -1,10 +1,8 @@
 """A proxy's first weights: some layers and feed-forward neurons of a larger transformers model, copied.
 
-Depth: layers at even distances, the first and the last among them, or those whose absence raises the loss
-on given batches most (compare ShortGPT, arXiv 2403.03853). Width: the feed-forward neurons of largest
-activation norm (weight norm without batches) times outgoing weight norm (compare Minitron, arXiv
-2407.14679). Attention, hidden size and vocabulary stay. Does not train: a pruned model is of use only after
-distillation.
+Depth: layers at even distances, the first and the last among them. Width: the feed-forward neurons of largest
+weight norm times outgoing weight norm (compare Minitron, arXiv 2407.14679, which takes activations).
+Attention, hidden size and vocabulary stay. Does not train: a pruned model is of use only after distillation.
 """
 
 from __future__ import annotations
@@ -23,20 +21,17 @@ from consort.errors import ModelError
 _PER_LAYER_KEYS = ("layer_types", "no_rope_layers")  # lists in a configuration, with one entry a layer
 
 
-def prune(module: nn.Module, *, layers: int, width: float = 1.0, batches: Sequence[Tensor] = ()) -> nn.Module:
+def prune(module: nn.Module, *, layers: int, width: float = 1.0) -> nn.Module:
     """A fresh model of the same class with `layers` of the layers and `width` of each feed-forward's neurons.
 
-    `batches`, token ids [B, T] on the module's device, decide what matters; without them, distance and
-    weight norms do. Keeping everything gives the same model bit for bit. Errors: ModelError for an unknown
+    Keeping everything gives the same model bit for bit. Errors: ModelError for an unknown
     architecture or size.
     """
     family = _family_of(module)
     _check_sizes(module, family, layers=layers, width=width)
     blocks = _blocks(module, family)
-    kept_layers = (
-        _important_layers(module, blocks, layers, batches) if batches else _even(len(blocks), layers)
-    )
-    scores = _neuron_scores(module, [blocks[index] for index in kept_layers], family, batches)
+    kept_layers = _even(len(blocks), layers)
+    scores = _neuron_scores([blocks[index] for index in kept_layers], family)
     kept_neurons = max(1, round(width * scores[0].numel()))
     # sorted, because keeping all must keep their order
     neurons = [score.topk(kept_neurons).indices.sort().values for score in scores]
@@ -100,47 +95,12 @@ def _even(available: int, kept: int) -> list[int]:
     return [round(index * (available - 1) / max(1, kept - 1)) for index in range(kept)]
 
 
-def _important_layers(
-    module: nn.Module, blocks: Sequence[nn.Module], kept: int, batches: Sequence[Tensor]
-) -> list[int]:
-    """The layers without which, one at a time, the loss is highest; a tie keeps the earlier layer."""
-    losses = []
-    for block in blocks:
-        handle = block.register_forward_hook(_bypass, with_kwargs=True)
-        try:
-            losses.append(_mean_loss(module, batches))
-        finally:
-            handle.remove()
-    return sorted(sorted(range(len(blocks)), key=lambda index: -losses[index])[:kept])
-
-
-def _bypass(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-@torch.no_grad()
-def _mean_loss(module: nn.Module, batches: Sequence[Tensor]) -> float:
-    was_training = module.training
-    module.eval()
-    losses = [float(module(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss) for ids_BT in batches]
-    module.train(was_training)
-    return sum(losses) / len(losses)
-
-
-def _neuron_scores(
-    module: nn.Module, blocks: Sequence[nn.Module], family: _Family, batches: Sequence[Tensor]
-) -> list[Tensor]:
+def _neuron_scores(blocks: Sequence[nn.Module], family: _Family) -> list[Tensor]:
     """For each block, how much each feed-forward neuron brings in times how much of it goes out."""
     downs = [block.get_submodule(family.down) for block in blocks]
-    incoming = (
-        _activation_norms(module, downs, batches)
-        if batches
-        else [_weight_norms(block, family) for block in blocks]
-    )
     axes = [1 - _neuron_axis(down, outgoing=True) for down in downs]
     outgoing = [_weight(down).norm(dim=axis) for down, axis in zip(downs, axes, strict=True)]
-    return [left * right for left, right in zip(incoming, outgoing, strict=True)]
+    return [_weight_norms(block, family) * norms for block, norms in zip(blocks, outgoing, strict=True)]
 
 
 @torch.no_grad()
@@ -148,26 +108,6 @@ def _weight_norms(block: nn.Module, family: _Family) -> Tensor:
     ups = [block.get_submodule(name) for name in family.up]
     norms = [_weight(up).norm(dim=1 - _neuron_axis(up, outgoing=False)) for up in ups]
     return torch.stack(norms).prod(0)
-
-
-def _activation_norms(
-    module: nn.Module, downs: Sequence[nn.Module], batches: Sequence[Tensor]
-) -> list[Tensor]:
-    squares = [_weight(down).new_zeros(()) for down in downs]
-
-    def record(index: int, activation: Tensor) -> None:
-        squares[index] = squares[index] + activation.float().pow(2).flatten(0, -2).sum(0)
-
-    handles = [
-        down.register_forward_pre_hook(lambda _, args, index=index: record(index, args[0]))
-        for index, down in enumerate(downs)
-    ]
-    try:
-        _mean_loss(module, batches)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [square.sqrt() for square in squares]
 
 
 def _weight(linear: nn.Module) -> Tensor:

@@ -1,19 +1,36 @@
-"""A model as a person names it, with the adapter it was tuned into. Does not train, merge or write."""
+"""A model as a person names it, with the adapter it was tuned into: a model and an adapter for it, or the
+adapter's directory alone, which names its base. Does not train, merge or write."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from consort.config import RuntimeConfig
+from consort.errors import ModelError
 from consort.models.local import LocalModel, load_model
-from consort.training.peft_directory import load_adapter
+from consort.training.peft_directory import CONFIG, base_of, load_adapter
 
 
 def load_tuned(
     model: str, *, adapter: Path | None, runtime: RuntimeConfig, chat_template: str = ""
 ) -> LocalModel:
-    """A Hub id, a local directory or `zoo:<name>`, with the LoRA of a PEFT directory put on it."""
-    loaded = load_model(model, runtime=runtime, chat_template=chat_template)
+    """A Hub id, a local directory, `zoo:<name>` or a PEFT directory, with the LoRA of `adapter` put on it."""
+    base, adapter = base_and_adapter(model, adapter)
+    name = "" if base == model else Path(model).name
+    loaded = load_model(base, runtime=runtime, chat_template=chat_template, name=name)
     if adapter is not None:
         load_adapter(loaded, adapter)
     return loaded
+
+
+def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
+    """What to load and what to put on it; a PEFT directory as `model` stands for its base and itself."""
+    if not (Path(model) / CONFIG).is_file():
+        return model, adapter
+    if adapter is not None:
+        raise ModelError(
+            "this is an adapter, and --adapter names another",
+            where=model,
+            hint="give one of them, or the base model and --adapter",
+        )
+    return base_of(Path(model)), Path(model)

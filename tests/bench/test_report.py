@@ -20,10 +20,10 @@ from consort.bench.report import read_metrics, write_report
 from consort.bench.results import (
     CloudResult,
     DeviceResult,
-    Example,
     ModelAnswer,
+    RoundBytes,
     RunResult,
-    Traffic,
+    ShownPrompt,
     print_result,
     size,
 )
@@ -42,7 +42,7 @@ def scores(rouge_l: float, em: float, *, num_rows: int = 40) -> Scores:
 
 
 def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool = True) -> RunResult:
-    traffic = (Traffic(1, 1000, 900), Traffic(2, 1100, 950))
+    traffic = (RoundBytes(1, 1000, 900), RoundBytes(2, 1100, 950))
     devices = tuple(
         DeviceResult(
             name,
@@ -58,7 +58,7 @@ def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool =
     domains = (CloudResult("bank", "Llama 5M", scores(0.4, 0.5), scores(0.45, 0.6), 0.1),)
     cloud = CloudResult("cloud", "Llama 5M", scores(0.4, 0.5), scores(0.45, 0.6), 0.1, domains)
     answers = tuple(ModelAnswer(name, text, "400 euro") for name in ("bank", "clinic", "cloud"))
-    return RunResult(devices, cloud, 171.3, str(run_dir), (Example(text, "400 Euro", answers),))
+    return RunResult(devices, cloud, 171.3, str(run_dir), (ShownPrompt(text, "400 Euro", answers),))
 
 
 def write_metrics(run_dir: Path) -> None:

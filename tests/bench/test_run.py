@@ -184,6 +184,40 @@ def test_finished_steps_are_not_mixed_with_another_configuration_nor_begun_anew(
         )
 
 
+def changed_rows(finished: Finished, folder: Path) -> tuple[Config, RunData]:
+    bank = finished.data.devices["bank"]
+    first, *others = bank.train
+    bank = replace(bank, train=[replace(first, answer=f"not {first.answer}"), *others])
+    return finished.config, replace(finished.data, devices={**finished.data.devices, "bank": bank})
+
+
+def changed_weights(finished: Finished, folder: Path) -> tuple[Config, RunData]:
+    file = Path(bank_model(finished)) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return finished.config, finished.data
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(changed_rows, "bank's training rows"), (changed_weights, "bank's model")]
+)
+def test_finished_steps_are_not_continued_on_other_rows_or_weights_and_the_changed_ones_are_named(
+    finished: Finished, tmp_path: Path, change: Callable[[Finished, Path], tuple[Config, RunData]], named: str
+) -> None:
+    model = Path(bank_model(finished)) / "model.safetensors"
+    original, before = model.read_bytes(), results_of_all_steps(finished.run_dir)
+    try:
+        config, data = change(finished, tmp_path)
+        with pytest.raises(RunError, match="other inputs") as caught:
+            run_co_tuning(config, data, finished.run_dir, resume=True, report=finished.told.append)
+    finally:
+        model.write_bytes(original)
+    assert named in str(caught.value)
+    assert str(caught.value).count(" (") == 1  # and nothing else
+    assert results_of_all_steps(finished.run_dir) == before
+
+
 def test_a_run_directory_that_cannot_be_made_is_an_error_of_ours(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write the run directory"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -43,6 +44,23 @@ def test_no_test_question_appears_in_any_other_split(suite):
             if (owner, split) != (other_owner, other_split):
                 repeated = asked & {(row.instruction, row.input) for row in others}
                 assert not repeated, f"{owner} test repeats in {other_owner} {other_split}"
+
+
+def test_no_validation_prompt_of_the_public_rows_is_trained(suite):
+    trained = {(row.instruction, row.input) for row in suite.public["train"]}
+    assert len(suite.public["valid"]) > 250
+    assert not trained & {(row.instruction, row.input) for row in suite.public["valid"]}
+
+
+def test_what_the_bundled_models_learned_and_are_tested_on_stays_what_it_was(suite):
+    """Hashes of the rows that the weights in the package were trained on: a change here needs new weights."""
+    rows = {
+        f"{owner}/{split}": rows
+        for owner, split, rows in every_split(suite)
+        if (owner, split) != ("public", "valid")
+    }
+    text = json.dumps({name: [row.to_json() for row in each] for name, each in rows.items()}, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "16bbc77b4d1f92d2"
 
 
 def test_no_message_of_a_device_is_in_two_splits(suite):

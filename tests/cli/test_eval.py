@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         one.module.save_pretrained(root / name)
         one.tokenizer.save_pretrained(root / name)
     tune_somehow(model)
-    save_adapter(model, OWN, root / "adapter", base="model")
+    save_adapter(model, OWN, root / "adapter", base=str(root / "model"))
     (root / "data").mkdir()
     for split in ("train", "test"):
         text = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -36,10 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluated(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, float]:
+def evaluated(
+    folder: Path, capsys: pytest.CaptureFixture[str], *words: str, model: str = "model"
+) -> dict[str, float]:
     arguments = [
         "eval",
-        str(folder / "model"),
+        str(folder / model),
         "--data",
         str(folder / "data"),
         "--max-new-tokens",
@@ -69,6 +71,14 @@ def test_an_adapter_changes_the_likelihood_and_rows_limits(
     assert bare["bits_per_byte"] != tuned["bits_per_byte"]
 
 
+def test_an_adapters_directory_alone_stands_for_its_base_and_itself(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = evaluated(folder, capsys, "--adapter", str(folder / "adapter"))
+    alone = evaluated(folder, capsys, model="adapter")
+    assert {**alone, "model": ""} == {**together, "model": ""}
+
+
 def test_a_single_file_has_no_majority(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(folder, capsys, "--data", str(folder / "data" / "test.jsonl"))
     assert found["majority_em"] is None
@@ -87,6 +97,7 @@ def test_the_table_reads_percent(folder: Path, capsys: pytest.CaptureFixture[str
     [
         (["other", "--adapter", "adapter", "--data", "data"], "another base"),
         (["model", "--adapter", "model", "--data", "data"], "no adapter_config.json"),
+        (["adapter", "--adapter", "adapter", "--data", "data"], "is an adapter, and --adapter names another"),
         (["model", "--data", "nowhere"], "no such file"),
         (["nowhere", "--data", "data"], "nowhere"),
         (["model", "--data", "data", "--max-new-tokens", "300"], "leaves no room"),

@@ -24,20 +24,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("named", ["model and adapter", "adapter"])
 @pytest.mark.parametrize("form", ["peft", "safetensors", "gguf"])
 def test_every_form_is_written_with_a_card_and_named_on_stdout(
-    form: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, named: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = [
-        "export",
-        str(folder / "model"),
-        str(out),
-        "--adapter",
-        str(folder / "adapter"),
-        "--format",
-        form,
-    ]
+    what = [str(folder / "model"), str(out), "--adapter", str(folder / "adapter")]
+    if named == "adapter":
+        what = [str(folder / "adapter"), str(out)]
+    words = ["export", *what, "--format", form]
     assert main(words) == 0
     written = Path(capsys.readouterr().out.strip())
     assert written.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from consort.errors import ConsortError, UpdateError
 from consort.federated.aggregate import apply_change
-from consort.federated.cloud import Cloud
-from consort.federated.co_plms import co_tune
+from consort.federated.cloud import Cloud, Contribution
+from consort.federated.co_plms import _accepted, _compared, _Judged, co_tune
+from consort.federated.frames import unseal
 from consort.federated.journal import Journal
-from consort.federated.packets import decode_adapter, encode_adapter
-from consort.federated.party import Device, PrivateRows, Update
+from consort.federated.packets import ADAPTER, decode_adapter, encode_adapter
+from consort.federated.party import FAILURES_LOG, Device, PrivateRows, Update
 from consort.training.data import Sample
 from consort.types import Adapter
 from tests.tunable_consort import rows, tunable_config
@@ -99,8 +101,74 @@ def test_what_leaves_a_device_is_the_shared_adapter_and_nothing_else(config, tmp
     update = bank.local_round(shared, 0)
     moved = decode_adapter(update.packet, base_sha256=shared.base_sha256)
     assert moved.tensors.keys() == shared.tensors.keys()
-    assert not any(row.answer.encode() in update.packet for row in rows("bank"))
     assert bank.local_round(shared, 0) == update  # asked again, the same bytes
+
+
+CANARY = "Ottoline Quaverley"
+
+
+def a_secretive_bank(config, folder, answer=CANARY):
+    """The bank, whose rows hold a name that no other text does."""
+    cloud, (bank, _) = cloud_and_devices(config, folder)
+    private = [row.answered(answer) for row in rows("bank")]
+    asked = [Sample(f"Who is {CANARY}? ", None)]
+    return cloud, replace(bank, rows=PrivateRows(private, asked))
+
+
+def spoken(told) -> bytes:
+    return json.dumps(told, default=str, ensure_ascii=False).encode()
+
+
+def test_no_text_of_a_row_is_in_anything_that_leaves_a_device(config, tmp_path):
+    cloud, bank = a_secretive_bank(config, tmp_path / "run")
+    update = bank.local_round(cloud.decode(cloud.first_broadcast()), 0)
+    frame = unseal(update.packet, kind=ADAPTER)
+    assert len(frame.sections) == 2  # 8 bits: scales and codes
+    for part in (spoken(dict(frame.header)), *frame.sections, spoken(update.log)):
+        assert not any(word.encode() in part for word in CANARY.split())
+    allowed = {"phase", "round", "party", "step", "bank/ce", "bank/kl", "proxy/ce", "proxy/kl"}
+    assert update.log
+    assert all(row.keys() <= allowed for row in update.log)
+
+
+def test_losses_stay_on_the_device_where_that_is_configured(config, tmp_path):
+    quiet = replace(config, tune=replace(config.tune, send_losses=False))
+    cloud, bank = a_secretive_bank(quiet, tmp_path / "run")
+    assert bank.local_round(cloud.decode(cloud.first_broadcast()), 0).log == ()
+    assert (tmp_path / "run" / "bank" / "metrics.jsonl").read_text()
+
+
+def test_a_failure_is_told_by_its_kind_and_in_full_only_in_the_devices_folder(config, tmp_path):
+    _, bank = a_secretive_bank(config, tmp_path / "run", answer=f"{CANARY} " * 40)
+    with pytest.raises(ConsortError, match="no device completed") as caught:
+        run(config, tmp_path / "run", [bank])
+    assert "bank: DataError (invalid_data)" in str(caught.value)
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and "bank" not in path.parts]
+    assert written
+    for part in (str(caught.value).encode(), *(path.read_bytes() for path in written)):
+        assert not any(word.encode() in part for word in CANARY.split())
+    assert "does not fit a context" in (tmp_path / "run" / "bank" / FAILURES_LOG).read_text()
+
+
+class Talkative:
+    """A party of somebody else, whose error quotes a row."""
+
+    name = "talkative"
+
+    def __init__(self, error):
+        self.error = error
+
+    def local_round(self, shared, round_number):
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [ValueError, MemoryError, KeyError, ZeroDivisionError, ConsortError])
+def test_whatever_fails_in_a_party_only_leaves_it_out_and_is_not_quoted(kind, config, tmp_path):
+    once = replace(config, tune=replace(config.tune, rounds=1))
+    _, devices = cloud_and_devices(once, tmp_path / "devices")
+    outcome, _, told = run(once, tmp_path / "run", [Talkative(kind(CANARY)), *devices])
+    assert kind.__name__ in outcome.traffic[0].left_out
+    assert CANARY not in str(told) + str(outcome.traffic)
 
 
 def test_one_party_without_a_cloud_step_gets_its_own_adapter_back(config, tmp_path):
@@ -145,22 +213,61 @@ class Broken:
 class Poisoned:
     name = "poisoned"
 
+    def __init__(self, size=1e30, num_examples=1_000_000):
+        self.size, self.num_examples = size, num_examples
+
     def local_round(self, shared, round_number):
-        huge = {name: np.full_like(tensor, 1e30) for name, tensor in shared.tensors.items()}
+        huge = {name: np.full_like(tensor, self.size) for name, tensor in shared.tensors.items()}
         packet, _ = encode_adapter(Adapter(huge, shared.scaling, shared.base_sha256), bits=32)
-        return Update(self.name, round_number, packet, num_examples=1_000_000)
+        return Update(self.name, round_number, packet, self.num_examples)
+
+
+@pytest.mark.parametrize("claimed", [0, -1, 10.5, True, float("inf"), float("nan"), 1 << 60, "many"])
+def test_a_number_of_rows_that_cannot_be_is_refused(claimed, config, tmp_path):
+    cloud, _ = cloud_and_devices(config, tmp_path)
+    shared = cloud.decode(cloud.first_broadcast())
+    update = replace(Poisoned(1e-3).local_round(shared, 0), num_examples=claimed)
+    judged = _accepted(update, "", shared, config.tune)
+    assert judged.contribution is None
+    assert "training rows" in judged.failure
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_stands_out_of_a_round_is_refused_or_counts_for_less_at_any_scale(scale):
+    def judged(norms, examples=(100, 100, 100, 100), ratio=10.0):
+        given = [
+            _Judged(Contribution(str(number), Adapter({}, 1.0, ""), rows), scale * norm, "")
+            for number, (norm, rows) in enumerate(zip(norms, examples, strict=False))
+        ]
+        return [each.contribution and each.contribution.num_examples for each in _compared(given, ratio)]
+
+    assert judged([1, 2, 3, 9]) == [100] * 4
+    assert judged([1, 2, 3, 90]) == [100, 100, 100, None]
+    assert judged([1, 2, 3, 90], ratio=0.0) == [100] * 4
+    assert judged([1, 90]) == [100, 100]  # of two, nobody can say which one stands out
+    assert judged([0, 0, 0, 1]) == [100] * 4
+    assert judged([1, 1, 1, 1], (100, 100, 100, 10**9)) == [100, 100, 100, 1000]
 
 
 def test_a_device_that_fails_or_sends_nonsense_is_left_out_and_named(config, tmp_path):
-    config = replace(config, tune=replace(config.tune, rounds=1, max_update_norm=100.0))
+    config = replace(config, tune=replace(config.tune, rounds=1))
     _, devices = cloud_and_devices(config, tmp_path / "run")
     outcome, shared, told = run(config, tmp_path / "other", [Broken(), *devices, Poisoned()])
     left_out = {message.party: message.left_out for message in outcome.traffic if message.left_out}
     assert left_out.keys() == {"broken", "poisoned"}
-    assert "out of memory" in left_out["broken"]
+    assert left_out["broken"] == "RuntimeError"
     assert any("poisoned is left out" in line for line in told)
     _, without, _ = run(config, tmp_path / "without", devices)
     assert equal(shared, without)
+
+
+def test_a_round_begins_from_the_round_before_it_even_where_later_ones_are_done(config, tmp_path):
+    cloud, (bank, _) = cloud_and_devices(config, tmp_path / "run")
+    shared = cloud.decode(cloud.first_broadcast())
+    expected = bank.local_round(shared, 0)
+    other = replace(bank, folder=tmp_path / "other")
+    other.local_round(shared, 1)  # out of order: a round that a device missed is asked for again
+    assert other.local_round(shared, 0) == expected
 
 
 def test_non_finite_numbers_never_become_a_packet(config, tmp_path):

@@ -116,6 +116,46 @@ def spoil_answer_length(consort: Consort) -> None:
     write_rows(consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "long " * 70}])
 
 
+def spoil_by_leaving_one_row(consort: Consort) -> None:
+    consort.replace('data = "bank"', 'data = "bank/one.jsonl"')
+    write_rows(consort.folder / "bank" / "one.jsonl", [{"prompt": "a", "completion": "b"}])
+
+
+def spoil_prompt(consort: Consort) -> None:
+    write_rows(consort.folder / "clinic" / "inputs.jsonl", [{"prompt": "a"}, {"prompt": ""}])
+
+
+def spoil_surrogate(consort: Consort) -> None:
+    (consort.folder / "bank" / "train.jsonl").write_text('{"prompt": "\\ud83d", "completion": "b"}\n')
+
+
+def spoil_proxys_template(consort: Consort) -> None:
+    shutil.rmtree(consort.folder / "proxy")
+    write_model(consort.folder / "proxy", vocabulary=300, template="")
+
+
+def spoil_proxys_context(consort: Consort) -> None:
+    file = consort.folder / "proxy" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 32}))
+    write_rows(
+        consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "b " * 15 + "c " * 10}]
+    )
+
+
+def spoil_templates_syntax(consort: Consort) -> None:
+    (consort.folder / "chat.jinja").write_text("{% for m in")
+    consort.replace("slm.max_tokens", 'slm.chat_template = "chat.jinja"\nslm.max_tokens')
+
+
+def spoil_template_by_refusal(consort: Consort) -> None:
+    (consort.folder / "chat.jinja").write_text('{{ raise_exception("no system turn") }}')
+    consort.replace("slm.max_tokens", 'slm.chat_template = "chat.jinja"\nslm.max_tokens')
+
+
+def spoil_answers_room(consort: Consort) -> None:
+    consort.replace("max_new_tokens = 8", "max_new_tokens = 64")
+
+
 def spoil_template(consort: Consort) -> None:
     shutil.rmtree(consort.folder / "edge")
     write_model(consort.folder / "edge", vocabulary=280, template="")
@@ -149,8 +189,16 @@ def spoil_config(consort: Consort) -> None:
         (spoil_by_emptying, "bank/train.jsonl", "holds no rows"),
         (spoil_encoding, "bank/train.jsonl", "UTF-8"),
         (spoil_unlabelled, "consort.toml:18", "no such file or directory"),
-        (spoil_answer_length, "consort.toml:14", "does not fit a context of 64"),
+        (spoil_answer_length, "bank/train.jsonl:1", "does not fit a context of 64"),
         (spoil_template, "consort.toml:13", "no chat template"),
+        (spoil_by_leaving_one_row, "consort.toml:11", "nothing is left to learn"),
+        (spoil_prompt, "clinic/inputs.jsonl:2", "empty prompt"),
+        (spoil_surrogate, "bank/train.jsonl:1", "surrogate"),
+        (spoil_proxys_template, "consort.toml:8", "copy the cloud model's chat_template.jinja"),
+        (spoil_proxys_context, "bank/train.jsonl:1", "a context of 32 of the proxy"),
+        (spoil_templates_syntax, "consort.toml:13", "chat template cannot write a row"),
+        (spoil_template_by_refusal, "consort.toml:13", "no system turn"),
+        (spoil_answers_room, "consort.toml:22", "leave no room for a question"),
         (spoil_proxy, "consort.toml:8", "tokenizer"),
         (spoil_tokenizer, "consort.toml:13", "bytes"),
         (spoil_weights, "consort.toml:13", "not a safetensors file"),
@@ -163,6 +211,53 @@ def test_a_spoilt_file_is_an_error_at_its_place(
     spoil(consort)
     lines = told(consort).splitlines()
     assert any(line.startswith("error: ") and place in line and words in line for line in lines), lines
+
+
+def test_all_mistakes_of_data_and_models_are_told_together(consort: Consort) -> None:
+    for spoil in (spoil_proxys_template, spoil_answers_room, spoil_prompt, spoil_json):
+        spoil(consort)
+    text = told(consort)
+    for words in ("has no chat template", "leave no room", "empty prompt", "not valid JSON"):
+        assert sum(line.startswith("error: ") and words in line for line in text.splitlines()) == 1, text
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "more"),
+    [
+        ({"prompt": "a", "completion": "long " * 70}, "does not fit", "2 more answers that do not fit"),
+        ({"prompt": "a"}, "completion", "2 more malformed rows"),
+        ({"prompt": "", "completion": "b"}, "empty prompt", "2 more rows with an empty prompt"),
+    ],
+)
+def test_many_rows_with_one_mistake_are_three_lines_and_a_count(
+    consort: Consort, row: dict[str, object], words: str, more: str
+) -> None:
+    write_rows(consort.folder / "bank" / "train.jsonl", [row] * 5)
+    lines = [line for line in told(consort).splitlines() if "the proxy, " not in line]
+    assert [f"train.jsonl:{number}: " in line for number, line in enumerate(lines[:3], start=1)] == [True] * 3
+    assert all(words in line for line in lines[:3])
+    assert "train.jsonl: " in lines[3]
+    assert more in lines[3]
+
+
+def test_what_the_template_adds_counts_as_part_of_the_prompt(consort: Consort) -> None:
+    assert told(consort) == ""
+    (consort.folder / "chat.jinja").write_text("{{ 'so many words ' * 30 }}{{ messages[0].content }}")
+    consort.replace("slm.max_tokens", 'slm.chat_template = "chat.jinja"\nslm.max_tokens')
+    assert "9 of 9 rows are longer than 64 tokens" in told(consort)
+
+
+@pytest.mark.parametrize("learned_in", ["public/train.jsonl", "clinic/train.jsonl", "clinic/inputs.jsonl"])
+def test_a_test_prompt_that_is_learned_elsewhere_is_a_warning(consort: Consort, learned_in: str) -> None:
+    tested = (consort.folder / "clinic" / "test.jsonl").read_text().splitlines()[0]
+    with (consort.folder / learned_in).open("a") as rows:
+        rows.write(tested + "\n")
+    (line,) = (
+        each for each in told(consort).splitlines() if "prompts of" in each and "clinic/test.jsonl" in each
+    )
+    assert line.startswith("warning: ")
+    assert "1 of 3 prompts" in line
+    assert f"1 in {consort.folder / learned_in}" in line
 
 
 def test_a_template_given_in_the_configuration_serves_a_model_without_one(consort: Consort) -> None:

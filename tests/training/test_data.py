@@ -70,6 +70,26 @@ def test_a_row_in_another_encoding_is_named_by_file_and_line(tmp_path):
         read_samples(tmp_path / "rows.jsonl")
 
 
+def test_several_malformed_rows_are_told_together_three_of_them_by_line(tmp_path):
+    path = write(tmp_path / "rows.jsonl", *['{"prompt": 1}'] * 5)
+    with pytest.raises(DataError, match="5 malformed rows") as caught:
+        read_samples(path)
+    assert [f"rows.jsonl:{line}: " in str(caught.value) for line in (1, 2, 3, 4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("template", ["{% for m in", "{{ raise_exception('no') }}", "{{ messages + 1 }}"])
+def test_a_template_that_fails_is_one_error_of_ours(template):
+    model = tiny("llama")
+    model.tokenizer.chat_template = template
+    with pytest.raises(ModelError, match="chat template cannot write"):
+        prompt_ids(Sample((Message("user", "hello"),), None), model)
+
+
+def test_an_empty_prompt_is_the_end_of_an_earlier_text():
+    model = tiny("llama")
+    assert prompt_ids(Sample("", "yes"), model) == [model.eos_id]
+
+
 def test_an_unlabelled_row_needs_no_answer_and_a_labelled_one_does(tmp_path):
     path = write(tmp_path / "rows.jsonl", '{"instruction": "what now?"}')
     assert read_samples(path, labelled=False)[0].answer is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from tokenizers import Regex, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from consort.errors import ModelError, RunError
+from consort.models import zoo
 from consort.models.local import LocalModel, generate, load_model
 from consort.training.adapters import OWN
 from consort.training.export import export_model, write_gguf
@@ -192,6 +196,49 @@ def test_the_way_to_cut_words_is_recognised(pre: str) -> None:
     assert len(bytes_) == (0 if vocabulary.model == "gpt2" and pre != "sarvam-moe" else 256)
 
 
+TEXTS = st.text(st.sampled_from("the clinic's\n\n  9é▁日🙂\t.,"), max_size=40)
+
+
+@pytest.mark.filterwarnings("ignore:.*llama.cpp reads characters a Unigram vocabulary lacks:UserWarning")
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_bundled_tokenizer_can_be_written_for_llama_cpp(name: str) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(zoo.zoo_dir(name))
+    vocabulary = gguf_vocabulary(tokenizer, num_rows=len(tokenizer), where=name)
+    assert vocabulary.tokens == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+
+
+@pytest.mark.filterwarnings("ignore:.*llama.cpp reads characters a Unigram vocabulary lacks:UserWarning")
+@pytest.mark.parametrize("name", ["edge-neox", "edge-qwen2"])
+@given(text=TEXTS)
+@settings(deadline=None)
+def test_cuts_that_are_left_out_change_no_token(name: str, text: str) -> None:
+    """The tokenizer with llama.cpp's cut in place of its own: lines for "sarvam-moe", none for Unigram."""
+    own, theirs = tokenizers_of(name)
+    assert theirs.encode(text).ids == own.encode(text).ids
+
+
+@functools.cache
+def tokenizers_of(name: str) -> tuple[Tokenizer, Tokenizer]:
+    own = Tokenizer.from_file(str(zoo.zoo_dir(name) / "tokenizer.json"))
+    written = gguf_vocabulary(
+        PreTrainedTokenizerFast(tokenizer_object=own), num_rows=own.get_vocab_size(), where=name
+    )
+    theirs = Tokenizer.from_str(own.to_str())
+    lines = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+    theirs.pre_tokenizer = {"sarvam-moe": lines, "default": pre_tokenizers.Sequence([])}[written.pre]
+    return own, theirs
+
+
+def test_a_cut_that_a_token_reaches_across_is_refused() -> None:
+    tokenizer = escaped_spaces("bpe", lines_apart=False)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert any("\n" in token and token != "\n" for token in state["model"]["vocab"])
+    lines = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = lines
+    with pytest.raises(ModelError, match="cannot cut the text"):
+        gguf_vocabulary(tokenizer, num_rows=len(tokenizer), where="tiny")
+
+
 def test_words_cut_in_an_unknown_way_are_refused() -> None:
     unknown = byte_level(pre_tokenizers.Punctuation())
     with pytest.raises(ModelError, match="no name for the way"):
@@ -253,6 +300,15 @@ def test_llama_cpp_reads_the_same_tokens_for_every_tokenizer(pre: str, tmp_path:
     for text in texts:
         read, _ = llama_cpp_tokens(file, text, count=1)
         assert read == model.tokenizer(text)["input_ids"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*llama.cpp reads characters a Unigram vocabulary lacks:UserWarning")
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_llama_cpp_continues_every_bundled_model_as_transformers_does(name: str, tmp_path: Path) -> None:
+    model = load_model(f"zoo:{name}", runtime=CPU)
+    file = export_model(model, tmp_path / "out", form="gguf", precision="float32", base=f"zoo:{name}")
+    check_against_llama_cpp(model, file, "user: Name the intent.\nMy card  is gone\nassistant:\n")
 
 
 @pytest.mark.slow

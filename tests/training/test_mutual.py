@@ -53,6 +53,20 @@ def same(first, second):
     return all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_rows_that_pad_a_teachers_head_are_never_taught(llama):
+    size = llama.vocabulary.size
+    weight, _ = llama.head()
+    assert len(weight) > size
+    with torch.no_grad():
+        weight[size:] = 100 * weight[:1]  # the likeliest or the least likely rows of all
+        weight[size + 1 :] *= -1
+    for example in knowledge_of(Learner(llama), ROWS, TUNE):
+        assert example.knowledge.rows.ids.max() < size
+        assert np.allclose(
+            example.knowledge.rows.probs.sum(axis=1) + example.knowledge.rows.rest, 1, atol=1e-5
+        )
+
+
 def test_one_learner_alone_learns_its_answers(llama):
     log = co_train([learner(llama)], [pool_of(ROWS)], TUNE, steps=40, seed=0)
     assert log[-1]["llama/ce"] < 0.7 * log[0]["llama/ce"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -66,10 +64,9 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("batches", [(), (IDS,)], ids=["by weights", "by batches"])
-def test_pruning_nothing_is_the_original_bit_for_bit(model, batches):
+def test_pruning_nothing_is_the_original_bit_for_bit(model):
     before = logits(model)
-    same = prune(model, layers=LAYERS, width=1.0, batches=batches)
+    same = prune(model, layers=LAYERS, width=1.0)
     assert same is not model
     assert type(same) is type(model)
     assert torch.equal(logits(same), before)
@@ -94,10 +91,9 @@ def test_the_configuration_says_the_new_depth_and_the_first_and_last_layers_are_
         assert all(torch.equal(ours[name], theirs[name.replace(f".{new}.", f".{old}.", 1)]) for name in names)
 
 
-@pytest.mark.parametrize("batches", [(), (IDS, IDS[:1])], ids=["by weights", "by batches"])
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_the_feed_forward_width_shrinks_to_the_share_asked_for(name, batches):
-    small = prune(fresh(name), layers=2, width=0.5, batches=batches)
+def test_the_feed_forward_width_shrinks_to_the_share_asked_for(name):
+    small = prune(fresh(name), layers=2, width=0.5)
     inner = NEURONS if name != "gpt2" else 4 * WIDTH
     key = "n_inner" if name == "gpt2" else "intermediate_size"
     assert getattr(small.config, key) == inner // 2
@@ -107,9 +103,8 @@ def test_the_feed_forward_width_shrinks_to_the_share_asked_for(name, batches):
     assert torch.equal(logits(rebuilt.eval()), logits(small))
 
 
-@pytest.mark.parametrize("batches", [(), (IDS,)], ids=["by weights", "by batches"])
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_neurons_that_contribute_nothing_are_the_ones_cut(name, batches):
+def test_neurons_that_contribute_nothing_are_the_ones_cut(name):
     model = fresh(name)
     dead = torch.arange(0, NEURONS if name != "gpt2" else 4 * WIDTH, 2)
     with torch.no_grad():
@@ -118,23 +113,8 @@ def test_neurons_that_contribute_nothing_are_the_ones_cut(name, batches):
                 module.weight[:, dead] = 0
             elif label.endswith("mlp.c_proj"):
                 module.weight[dead] = 0
-    small = prune(model, layers=LAYERS, width=0.5, batches=batches)
+    small = prune(model, layers=LAYERS, width=0.5)
     torch.testing.assert_close(logits(small), logits(model), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "qwen2"])  # its windows go by place
-def test_batches_cut_the_layer_without_which_the_loss_is_lowest(name):
-    model = fresh(name)
-    without = [remove_layer(copy.deepcopy(model), index) for index in range(LAYERS)]
-    losses = [shorter(input_ids=IDS, labels=IDS, use_cache=False).loss.item() for shorter in without]
-    small = prune(model, layers=LAYERS - 1, batches=(IDS,))
-    torch.testing.assert_close(logits(small), logits(without[losses.index(min(losses))]))
-
-
-def remove_layer(model: nn.Module, index: int) -> nn.Module:
-    blocks = next(child for child in model.modules() if isinstance(child, nn.ModuleList))
-    del blocks[index]
-    return model
 
 
 def test_layer_types_follow_their_layers():
