@@ -25,7 +25,7 @@ from consort.errors import ModelError
 from consort.models import zoo
 
 DISTRIBUTION = "consort-lm"
-MODULES = {"llama-cpp-python": "llama_cpp", "scikit-learn": "sklearn"}  # where a module has another name
+MODULES = {"llama-cpp-python": "llama_cpp"}  # where a module has another name
 EXTRAS = ("local", "serve", "deciding", "federated", "gguf", "plots")
 GIGA = 1e9
 LEAST_DISK_BYTES = 1e9
