@@ -206,7 +206,13 @@ def _taught_by(teacher: LocalModel, config: Config, site: Site) -> Weights:
     pools = [pool_of(site.rows.train)]
     asked = site.rows.unlabelled[: tune.proxy_answers]
     if asked and tune.answers_share > 0:
-        answers = answered(teacher, asked, max_new_tokens=config.eval.max_new_tokens)
+        answers = answered(
+            teacher,
+            asked,
+            max_new_tokens=config.eval.max_new_tokens,
+            reader=learner.model,
+            max_tokens=learner.max_tokens,
+        )
         pools = [pool_of(site.rows.train, 1 - tune.answers_share), pool_of(answers, tune.answers_share)]
     frozen = Learner(teacher, max_tokens=config.cloud.max_tokens)
     co_train([learner, frozen], pools, tune, steps=_slm_steps(config), seed=site.seed)

@@ -164,10 +164,11 @@ class Cloud:
     def _lessons(self, contribution: Contribution, seed: int) -> list[Example]:
         tune, tokens = self.config.tune, self.config.eval.max_new_tokens
         proxy = self._proxy(contribution.adapter, name=contribution.party)
+        window = self.config.cloud.max_tokens
         with merged(proxy):
             asked = made_up(proxy, count=tune.public_samples, max_new_tokens=2 * tokens, seed=seed)
-            replies = answered(proxy, asked, max_new_tokens=tokens)
-            return knowledge_of(Learner(proxy, max_tokens=self.config.cloud.max_tokens), replies, tune)
+            replies = answered(proxy, asked, max_new_tokens=tokens, reader=proxy, max_tokens=window)
+            return knowledge_of(Learner(proxy, max_tokens=window), replies, tune)
 
     def _proxy(self, shared: Adapter | None, *, name: str = "proxy") -> LocalModel:
         proxy = load_proxy(

@@ -179,7 +179,7 @@ class Device:
         own = self._taught(proxy, self.rows.train, [SHARED]) if early else []
         log = self._specialise(proxy, round_number)
         own = own or self._taught(proxy, self.rows.train, [SHARED, DOMAIN])
-        further = self._taught(proxy, self._further_rows(proxy, round_number), [SHARED, DOMAIN])
+        further = self._taught(proxy, self._further_rows(proxy, slm, round_number), [SHARED, DOMAIN])
         share = tune.answers_share if further else 0.0
         log += self._learn_mutually(proxy, slm, [Pool(own, 1 - share), Pool(further, share)], round_number)
         # upload the shared adapter's change; what rounding loses is owed to the next round
@@ -220,13 +220,19 @@ class Device:
         pools = [pool_of(self.rows.train)]
         return self._train([learner], pools, "domain", round_number, range(steps), steps, stream=_DST)
 
-    def _further_rows(self, proxy: LocalModel, round_number: int) -> list[Sample]:
+    def _further_rows(self, proxy: LocalModel, slm: Learner, round_number: int) -> list[Sample]:
         """This round's share of the further inputs, answered by the specialised proxy on the device."""
         tune = self.config.tune
         asked = self.rows.unlabelled[: tune.proxy_answers][round_number :: tune.rounds]
         use_adapters(proxy, [SHARED, DOMAIN])
         with merged(proxy):
-            return answered(proxy, asked, max_new_tokens=self.config.eval.max_new_tokens)
+            return answered(
+                proxy,
+                asked,
+                max_new_tokens=self.config.eval.max_new_tokens,
+                reader=slm.model,
+                max_tokens=slm.max_tokens,
+            )
 
     def _taught(self, proxy: LocalModel, rows: list[Sample], adapters: list[str]) -> list[Example]:
         """The rows with what the proxy under these adapters says about each answer, computed once."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from consort.errors import ConfigError, ModelError
 from consort.models.local import LocalModel, generate
-from consort.training.data import Sample, prompt_ids
+from consort.training.data import Sample, fits, prompt_ids
 from consort.types import Message
 
 # of the probability that made-up prompts are sampled from: a small model's tail is noise that derails it
@@ -27,10 +27,14 @@ def answer(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int)
     return [model.vocabulary.decode(ids) for ids in generate(model, prompts, max_new_tokens=max_new_tokens)]
 
 
-def answered(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int) -> list[Sample]:
-    """The samples with this model's answers; those it left empty are dropped."""
+def answered(
+    model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int, reader: LocalModel, max_tokens: int
+) -> list[Sample]:
+    """The samples with this model's answers, less those it left empty or that are too long for `reader`: what
+    is short in one model's tokens can fill another's window."""
     texts = answer(model, samples, max_new_tokens=max_new_tokens)
-    return [sample.answered(text) for sample, text in zip(samples, texts, strict=True) if text.strip()]
+    written = [sample.answered(text) for sample, text in zip(samples, texts, strict=True) if text.strip()]
+    return [sample for sample in written if fits(sample, reader, max_tokens)]
 
 
 def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) -> list[Sample]:

@@ -170,6 +170,12 @@ def encode(sample: Sample, model: LocalModel, max_tokens: int) -> Encoded:
     return Encoded(tuple(prompt[-room:]), answer, spans, truncated=len(prompt) > room)
 
 
+def fits(sample: Sample, model: LocalModel, max_tokens: int) -> bool:
+    """Whether `encode` finds room for the answer and its end, and for one token of the prompt."""
+    assert sample.answer is not None, "only answered samples can be learned from"
+    return len(model.vocabulary.spans(sample.answer).ids) + 1 < min(max_tokens, model.context_tokens)
+
+
 def _parse(line: bytes, where: str, *, labelled: bool) -> Sample:
     try:
         row = json.loads(line.decode("utf-8"))

@@ -1,36 +1,38 @@
-"""A model's answers as data: room for the question, and templates that cannot make one up."""
+"""Answers as further data: what a reader has no room for is left out, and only that."""
 
 from __future__ import annotations
 
 import pytest
 
-from consort.errors import ConfigError, ModelError
-from consort.training.answers import answer, made_up
-from consort.training.data import Sample
-from tests.tiny_models import tiny
+from consort.errors import DataError
+from consort.training.answers import answered
+from consort.training.data import Sample, encode, fits
+from tests.tiny_models import byte_level, escaped_spaces, tiny
+
+ASKED = [Sample(f"{number}? ", None) for number in range(6)]
 
 
-def test_answers_as_long_as_the_context_are_one_error():
-    model = tiny("llama")
-    for tokens in (model.context_tokens, model.context_tokens + 1):
-        with pytest.raises(ConfigError, match="no room for a question"):
-            answer(model, [Sample("why? ", None)], max_new_tokens=tokens)
+def readable(sample: Sample, reader, max_tokens: int) -> bool:
+    try:
+        return bool(encode(sample, reader, max_tokens).prompt_ids)
+    except DataError:
+        return False
 
 
-def test_an_empty_question_is_answered_as_the_beginning_of_a_text():
-    assert len(answer(tiny("llama"), [Sample("", None), Sample("why? ", None)], max_new_tokens=2)) == 2
+@pytest.mark.parametrize("max_tokens", range(1, 14))
+def test_a_sample_fits_exactly_where_it_can_be_encoded_with_some_prompt(max_tokens):
+    reader = tiny("gpt2", escaped_spaces("unigram", lines_apart=True))
+    for answer in ("x", "the clinic opens", "a machine stopped on Sundays"):
+        sample = Sample("what is the limit?", answer)
+        assert fits(sample, reader, max_tokens) == readable(sample, reader, max_tokens)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ messages[0].content | upper | length }}\n",
-        "{{ messages[0].content * 2 }}\n",
-        "{{ messages[0].content }}",
-    ],
-)
-def test_a_template_that_does_not_write_the_question_once_cannot_make_one_up(template):
-    model = tiny("llama")
-    model.tokenizer.chat_template = template
-    with pytest.raises(ModelError, match="does not write a question once"):
-        made_up(model, count=1, max_new_tokens=2, seed=0)
+def test_an_answer_too_long_for_its_reader_is_left_out_and_no_other():
+    writer, reader = tiny("llama", byte_level()), tiny("gpt2", escaped_spaces("unigram", lines_apart=True))
+    every = answered(writer, ASKED, max_new_tokens=12, reader=reader, max_tokens=10_000)
+    lengths = sorted(len(reader.vocabulary.spans(sample.answer).ids) for sample in every)
+    assert lengths[0] < lengths[-1]
+    window = lengths[-1] + 1
+    kept = answered(writer, ASKED, max_new_tokens=12, reader=reader, max_tokens=window)
+    assert kept == [sample for sample in every if readable(sample, reader, window)]
+    assert 0 < len(kept) < len(every)
