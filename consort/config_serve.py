@@ -20,6 +20,9 @@ class ServedModel:
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
+    chat_template: str = ""  # a Jinja file, for a model that runs here and whose tokenizer brings none
+    answers: int = 8  # a model that runs here writes at once; further requests wait
+    context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
