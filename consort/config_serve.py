@@ -41,6 +41,8 @@ class ServeConfig:
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
     goal: Goal = "balance"  # of auto
+    redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
+    scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
     deadline_s: float = 120.0  # of a request, from its last byte to the answer's
     max_tokens: int = 512  # of an answer, where the request does not say
     temperature: float = 0.0  # where the request does not say; 0 takes the likeliest, and can be cached

@@ -208,7 +208,7 @@ async def close(service: Service) -> None:
     for lm in service.models:
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
-                closed = lm.close()  # an endpoint's connections close in the event loop, a local model's thread
+                closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread
                 if inspect.isawaitable(closed):
                     await closed
     service.ledger.close()

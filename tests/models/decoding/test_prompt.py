@@ -1,4 +1,4 @@
-"""An answer already begun is read as the model would have written it; what no template can write is refused."""
+"""An answer already begun is read as its model would have written it; what no template writes is refused."""
 
 from __future__ import annotations
 
