@@ -99,11 +99,8 @@ def test_an_unknown_strategy_names_the_nearest(tmp_path: Path) -> None:
 
 def learned(path: Path, *, answered: bool, threshold: float | None) -> ServeConfig:
     """A configuration with a scorer that has learned to send theorems to the cloud."""
-    questions = [
-        f"{word} {topic}"
-        for word in ["please", "tell", "me", "about", "the"]
-        for topic in ("rain", "theorem")
-    ]
+    words = ["please", "tell", "me", "about", "the"]
+    questions = [f"{word} {topic}" for word in words for topic in ("rain", "theorem")]
     evidence = [Evidence(each, answer="It is so." if answered else None) for each in questions * 4]
     gains = np.array([float("theorem" in each.question) for each in evidence])
     kept = Calibration(("quality >= 0.98 of cloud",), 0.95, threshold or 0.0, True, 0.5, 1.0, 1.0, None, 40)
