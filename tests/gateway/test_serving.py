@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_a_file_names_who_answers(tmp_path: Path) -> None:
     edges, cloud = served(load_config(file))
     assert [edge.name for edge in edges] == ["b-small"]
     assert cloud.name == "big"
+    assert load_config(os.devnull, ["serve.redact=true"]) == Config(serve=ServeConfig(redact=True))
     file.write_text("[serve]\nstratgey = 1\n")
     with pytest.raises(ConfigError, match='did you mean "strategy"'):
         load_config(file)
