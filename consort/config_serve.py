@@ -20,6 +20,9 @@ class ServedModel:
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
+    chat_template: str = ""  # a Jinja file, for a model that runs here and whose tokenizer brings none
+    answers: int = 8  # a model that runs here writes at once; further requests wait
+    context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
@@ -38,6 +41,8 @@ class ServeConfig:
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
     goal: Goal = "balance"  # of auto
+    redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
+    scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
     deadline_s: float = 120.0  # of a request, from its last byte to the answer's
     max_tokens: int = 512  # of an answer, where the request does not say
     temperature: float = 0.0  # where the request does not say; 0 takes the likeliest, and can be cached

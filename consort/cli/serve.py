@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 
-from consort.config import Config
 from consort.config_file import load_config
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from consort.gateway.serve import serve
 
-    config = load_config(args.file, args.set) if args.file else Config()
+    config = load_config(args.file or os.devnull, args.set)  # without a file: an empty one, and --set
     given = {name: getattr(args, name) for name in ("host", "port", "strategy", "state")}
     changes = {name: value for name, value in given.items() if value is not None}
     serve(replace(config, serve=replace(config.serve, **changes)))

@@ -7,6 +7,7 @@ request.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
@@ -207,7 +208,9 @@ async def close(service: Service) -> None:
     for lm in service.models:
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
-                await lm.close()
+                closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread
+                if inspect.isawaitable(closed):
+                    await closed
     service.ledger.close()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
-from consort.config import Config, RuntimeConfig
+from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
 from consort.models import zoo
@@ -19,8 +20,8 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
     """The devices' models and the cloud's: those of `[serve]`, else the file's own, else the bundled."""
     edges, cloud = config.serve.edges, config.serve.cloud
     if not edges and not cloud.model:
-        edges = tuple(ServedModel(name=device.name, model=device.slm.model) for device in config.devices)
-        cloud = ServedModel(name="cloud", model=config.cloud.model)
+        edges = tuple(_own(device.name, device.slm) for device in config.devices)
+        cloud = _own("cloud", config.cloud)
     if not edges and not cloud.model:
         edges, cloud = BUNDLED_EDGES, BUNDLED_CLOUD
     named = [_named(each) for each in (*edges, *((cloud,) if cloud.model else ()))]
@@ -34,9 +35,7 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
 def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
     """An endpoint where there is a base_url, else a model on this machine."""
     if not model.base_url:
-        from consort.gateway.local_answers import open_local
-
-        return open_local(model, runtime)
+        return _load_local(model, runtime)
     from consort.models.remote import Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -44,6 +43,22 @@ def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
         hint = f"export {model.key_env}=..., or remove key_env"
         raise ConfigError(f"the variable {model.key_env} is not set", where=model.name, hint=hint)
     return Remote(Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s))
+
+
+def _own(name: str, model: ModelConfig) -> ServedModel:
+    return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
+
+
+def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
+    # torch is loaded here and nowhere before: a gateway before endpoints does without it
+    from consort.models.decoding.lm import LocalLM
+    from consort.training.tuned import load_tuned
+
+    adapter = Path(model.adapter) if model.adapter else None
+    loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
+    loaded.name = model.name
+    # no strategy here reads distributions: no memory is taken for sessions
+    return LocalLM(loaded, answers=model.answers, sessions=0, context_tokens=model.context_tokens)
 
 
 def _named(model: ServedModel) -> ServedModel:

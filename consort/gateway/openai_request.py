@@ -123,6 +123,8 @@ def read_parameters(given: Mapping[str, Any], defaults: Parameters) -> Parameter
         is_number = kind is float and type(value) in (int, float)
         if type(value) is not kind and not is_number:
             raise _refused(f"consort.{name}", f"must be a {kind.__name__}")
+        if name == "redact" and defaults.redact and not value:
+            raise _refused("consort.redact", "is switched on here for every request")
         changes[name] = float(value) if is_number else value
     return replace(defaults, **changes).checked()  # type: ignore[arg-type]
 

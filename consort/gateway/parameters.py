@@ -20,6 +20,7 @@ class Parameters:
     stall_s: float = 5.0
     goal: str = "balance"
     deadline_s: float = 120.0  # never above the configured one
+    redact: bool = False  # private spans reach no model where the cloud may be asked; once configured, always
     private: bool = False  # nothing of this request may leave the edge
     receipt: bool = False  # who wrote what, bytes, money and time, in the answer
 
@@ -43,5 +44,6 @@ def configured(config: ServeConfig) -> Parameters:
         alike=config.alike,
         stall_s=config.stall_s,
         goal=config.goal,
+        redact=config.redact,
         deadline_s=config.deadline_s,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import uvicorn
 
 from consort.config import Config
 from consort.config_serve import ServeConfig
-from consort.errors import ConfigError
+from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_lm, served
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
+from consort.inference.baselines import brevity, confidence
 from consort.problems import nearest
+from consort.types import Scorer
 
 KEYS_FILE = "keys.json"
 
@@ -43,20 +46,51 @@ def open_service(config: Config) -> Service:
             nearest(config.serve.strategy, list(STRATEGIES)),
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
+    before, after, serving = judges(config.serve)
+    if serving.redact:
+        import consort.inference.redaction  # noqa: F401 - read now, not during the first request
     models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     required = bool(read_keys(folder / KEYS_FILE)) or not is_loopback(config.serve.host)
     return Service(
-        config.serve,
+        serving,
         edges=tuple(models[: len(edges)]),
         cloud=models[-1] if cloud.model else None,
         door=Door(folder / KEYS_FILE, required=required, spent=ledger.spent_since(month.timestamp())),
         ledger=ledger,
         prices={model.name: model for model in (*edges, cloud)},
+        before=before,
+        after=after,
         started_s=time.time(),
     )
+
+
+def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
+    """The scorers before and after the edge's answer, and the configuration with their threshold.
+    ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    if not config.scorer:
+        return brevity, confidence, config
+    from consort.inference.gain_file import load_scorer
+    from consort.inference.scorers import gain_scorer
+
+    try:
+        stored = load_scorer(Path(config.scorer))
+    except ModelError as error:
+        raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
+    model = stored.model
+    if unheard := {"agreement", "proxy"} & set(model.groups):
+        what = f"{config.scorer} was learned with {' and '.join(sorted(unheard))}, which is not heard here"
+        raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
+    if model.needs_answer and config.strategy == "route":
+        what = f"{config.scorer} judges answers, and route decides before there is one"
+        hint = 'set strategy = "cascade", or calibrate with --when before'
+        raise ConfigError(what, where="serve.scorer", hint=hint)
+    scorer = gain_scorer(model)
+    if stored.calibration is not None:
+        config = replace(config, threshold=stored.calibration.threshold)
+    return (brevity if model.needs_answer else scorer), scorer, config
 
 
 def server_config(service: Service) -> uvicorn.Config:

@@ -18,7 +18,7 @@ from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
-from consort.gateway.strategies import STRATEGIES, Means
+from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
@@ -85,8 +85,10 @@ class Service:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
-            return name, STRATEGIES[name](asked.parameters, self._means(asked, key))
-        if any(lm.name == model for lm in self.models):
+            return name, made(name, asked.parameters, self._means(asked, key))
+        if self.cloud is not None and self.cloud.name == model:
+            return "model", guarded(named(model)) if asked.parameters.redact else named(model)
+        if any(lm.name == model for lm in self.edges):
             return "model", named(model)
         raise UnknownModelError(f"no model is called {model!r}", hint=nearest(model, self.names()))
 

@@ -6,7 +6,7 @@ defer to a cloud that `takeover` backs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from consort.gateway.parameters import Parameters
@@ -17,7 +17,7 @@ from consort.inference.route import route
 from consort.inference.single import cloud, edge
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
-from consort.types import Consort, Scorer, Strategy
+from consort.types import Chunk, Consort, Request, Scorer, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,26 @@ class Means:
     after: Scorer
     shelf: Shelf
     measure: Callable[[Consort], Conditions]
+
+
+def made(name: str, p: Parameters, means: Means) -> Strategy:
+    """The strategy of that name for one request."""
+    strategy = STRATEGIES[name](p, means)
+    return guarded(strategy) if p.redact and name != "edge" else strategy
+
+
+def guarded(strategy: Strategy) -> Strategy:
+    """`strategy` without private spans, wherever there is a cloud that it may ask."""
+
+    def answer(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        if consort.cloud is None:
+            return strategy(request, consort)
+        # its word lists take a sixth of a second to read: only who redacts waits for them
+        from consort.inference.redaction import redact
+
+        return redact(strategy)(request, consort)
+
+    return answer
 
 
 def _backed(p: Parameters) -> Strategy:

@@ -12,11 +12,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from consort.inference.likeness import guards, plain, trigrams
+from consort.inference.likeness import Grams, cosines, grams, guards, plain
 from consort.inference.streams import Closing
-from consort.types import Chunk, Consort, FloatArray, Note, Request, Strategy
+from consort.types import Chunk, Consort, Note, Request, Strategy
 
 OFF = 2.0  # no two texts are as alike
 
@@ -28,7 +26,7 @@ class Kept:
     chunks: tuple[Chunk, ...]
     rest: str  # hash of everything but the last turn's text
     guards: tuple[tuple[str, ...], int]
-    vector: FloatArray
+    grams: Grams
 
 
 class Shelf:
@@ -50,14 +48,14 @@ class Shelf:
         near = [kept for kept in self._kept.values() if kept.rest == rest and kept.guards == guarded]
         if not near:
             return None
-        measured = np.stack([kept.vector for kept in near]) @ trigrams(text)
+        measured = cosines(grams(text), [kept.grams for kept in near])
         best = int(measured.argmax())
         return (near[best].chunks, float(measured[best])) if measured[best] >= alike else None
 
     def keep(self, request: Request, chunks: tuple[Chunk, ...]) -> None:
         """Put an answer on the shelf."""
         key, rest, text = _keys(request)
-        self._kept[key] = Kept(chunks, rest, guards(text), trigrams(text))
+        self._kept[key] = Kept(chunks, rest, guards(text), grams(text))
         self._kept.move_to_end(key)
         if len(self._kept) > self._max_answers:
             self._kept.popitem(last=False)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from consort.errors import ModelError, UpstreamError
-from consort.inference.single import cloud, edge, first_edge, lacks
+from consort.errors import ConsortError
+from consort.inference.single import FAILURES, cloud, edge, first_edge, lacks
 from consort.inference.streams import Closing, answer_of
 from consort.types import Chunk, Consort, Note, Request, Scorer, Strategy
 
@@ -36,15 +36,15 @@ def cascade(
         # 1) the small answer, with the log-probabilities that scorers read
         asked, unasked = _for_the_scorer(request, consort)
         held: list[Chunk] = []
-        failed = ""
+        failed: ConsortError | None = None
         async with Closing(small(asked, consort)) as stream:
             try:
                 async for chunk in stream:
                     held.append(chunk)
                     if optimistic and chunk.finish_reason is None:
                         yield _shown(chunk, unasked)
-            except UpstreamError as error:
-                failed = error.code
+            except FAILURES as error:
+                failed = error
         # 2) the decision
         score = 0.0 if failed else await scorer(request, answer_of(held))
         accepted = not failed and score >= threshold
@@ -62,7 +62,9 @@ def cascade(
                 async for chunk in stream:
                     yield replace(chunk, anew=True) if withdrawn and not begun else chunk
                     begun = True
-        except (UpstreamError, ModelError):
+        except FAILURES:
+            if failed and consort.cloud is None:
+                raise failed from None
             if begun or failed:
                 raise
             consort.note(Note("cascade", "kept", {"score": score}))

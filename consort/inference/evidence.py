@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from consort.inference.answer_checks import CHECKS, check_answer, final_number
-from consort.inference.ngrams import byte_buckets
+from consort.inference.likeness import cosines, grams
 from consort.inference.surface import SURFACE, surface_features
 from consort.types import Answer, Request, TokenLogprob
 
@@ -70,14 +70,6 @@ def features(evidence: Evidence, group: Group) -> list[float]:
     return _COMPUTE[group](evidence)
 
 
-def likeness(one: str, other: str) -> float:
-    """Cosine of two texts' byte n-gram counts: 1 for the same words in any order, near 0 for unlike texts."""
-    (ours, our_counts), (theirs, their_counts) = byte_buckets(one), byte_buckets(other)
-    _, at_ours, at_theirs = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
-    norms = float(np.linalg.norm(our_counts) * np.linalg.norm(their_counts))
-    return min(float(our_counts[at_ours] @ their_counts[at_theirs]) / norms, 1.0) if norms else 0.0
-
-
 def _checks(evidence: Evidence) -> list[float]:
     return check_answer(evidence.question, evidence.answer or "")
 
@@ -102,11 +94,11 @@ def _confidence(evidence: Evidence) -> list[float]:
 def _agreement(evidence: Evidence) -> list[float]:
     answer = evidence.answer or ""
     ours, finals = _final(answer), [_final(other) for other in evidence.others]
-    alike = [likeness(answer, other) for other in evidence.others]
+    alike = cosines(grams(answer), [grams(other) for other in evidence.others])
     return [
         sum(final == ours for final in finals) / len(finals),
-        sum(alike) / len(alike),
-        min(alike),
+        float(alike.mean()),
+        float(alike.min()),
         len({ours, *finals}) / (1 + len(finals)),
     ]
 

@@ -1,6 +1,6 @@
-"""How alike two short texts are, without a model: character trigrams, and guards that no trigram sees.
+"""How alike two short texts are, without a model: byte n-grams, and guards that no n-gram sees.
 
-"not", "17" and "17.5" hardly move a vector of trigrams and turn the meaning: texts that differ in their
+"not", "17" and "17.5" hardly move a vector of n-grams and turn the meaning: texts that differ in their
 negations or numbers are not alike at all. Does not know synonyms; the bound that a threshold must keep is
 measured (`inference.cache.measured_threshold`), not believed.
 """
@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from consort.types import FloatArray
+from consort.inference.ngrams import NUM_BUCKETS, Buckets, byte_buckets
 
-DIMENSIONS = 1024
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 NEGATION = re.compile(
     r"\b(?:not|no|never|none|nothing|without|neither|nor|cannot|un(?:able|less)|except"
     r"|nicht|kein\w*|nie|ohne|pas|jamais|sans|aucun\w*|nunca|sin|ningun\w*|non|mai|senza)\b|n['’]t\b"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """A text's byte n-grams as a vector of length 1: its few buckets that are not 0."""
+
+    buckets: Buckets
+    weights: NDArray[np.float64]
 
 
 def likeness(first: str, second: str) -> float:
@@ -32,7 +39,7 @@ def likeness(first: str, second: str) -> float:
         return 1.0
     if guards(a) != guards(b):
         return 0.0
-    return min(0.999, float(np.dot(trigrams(a), trigrams(b))))
+    return min(0.999, float(cosines(grams(a), [grams(b)])[0]))
 
 
 def plain(text: str) -> str:
@@ -46,11 +53,14 @@ def guards(text: str) -> tuple[tuple[str, ...], int]:
     return tuple(NUMBER.findall(text)), len(NEGATION.findall(text))
 
 
-def trigrams(text: str) -> FloatArray:
-    """Counts of hashed character trigrams, as a unit vector."""
-    data = f"  {text} ".encode()
-    counts = np.zeros(DIMENSIONS, dtype=np.float32)
-    for start in range(len(data) - 2):
-        counts[zlib.crc32(data[start : start + 3]) % DIMENSIONS] += 1
-    unit: FloatArray = counts / (float(np.linalg.norm(counts)) or 1.0)
-    return unit
+def grams(text: str) -> Grams:
+    """How often each n-gram of a text occurs, in proportion."""
+    buckets, counts = byte_buckets(text)
+    return Grams(buckets, counts / (float(np.linalg.norm(counts)) or 1.0))
+
+
+def cosines(one: Grams, others: Sequence[Grams]) -> NDArray[np.float64]:
+    """Of one text with each of the others, no guard asked: 1 for the same words in any order."""
+    dense = np.zeros(NUM_BUCKETS)
+    dense[one.buckets] = one.weights
+    return np.array([min(1.0, float(dense[other.buckets] @ other.weights)) for other in others])

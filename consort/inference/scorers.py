@@ -32,6 +32,8 @@ def gain_scorer(
             others = await other_answers(request)
         # a model of questions is as right after the answer as before
         seen = answer if model.needs_answer else None
+        if seen is not None and not seen.text:
+            return 0.0  # nothing was said
         return model.suffices(model.gain(evidence_of(request, seen, others=others, proxy=proxy)))
 
     return score

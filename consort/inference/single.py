@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from consort.errors import ModelError, RequestError
+from consort.errors import ModelError, RequestError, UpstreamError
 from consort.types import LM, Capability, Chunk, Consort, Request, Strategy
+
+# One model's failure that another may make good: it broke, or cannot answer this (too long for its context).
+FAILURES = (UpstreamError, ModelError, RequestError)
 
 
 def edge(request: Request, consort: Consort) -> AsyncIterator[Chunk]:

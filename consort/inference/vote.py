@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from consort.errors import UpstreamError
 from consort.inference.likeness import likeness
-from consort.inference.single import cloud, lacks
+from consort.inference.single import FAILURES, cloud, lacks
 from consort.inference.streams import Closing, answer_of, collected
 from consort.types import LM, Chunk, Consort, Note, Request, Strategy
 
@@ -65,7 +64,7 @@ async def _count(
         for finished in asyncio.as_completed(tasks):
             try:
                 answers.append(await finished)
-            except UpstreamError:  # a voter who fails does not vote
+            except FAILURES:  # a voter who fails does not vote
                 continue
             group = _largest_group(answers, alike, measure)
             if len(group) >= needed:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consort.cli import main
@@ -13,8 +17,16 @@ from consort.config_file import load_config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
 from consort.gateway.loading import load_lm, served
-from consort.gateway.serve import check, open_service
+from consort.gateway.serve import check, judges, open_service
+from consort.inference.baselines import brevity
+from consort.inference.calibration import Calibration
+from consort.inference.evidence import Evidence
+from consort.inference.gain_file import StoredScorer, save_scorer
+from consort.inference.gain_fit import fit_gain
 from consort.telemetry import Counter, Histogram, prometheus_text
+from consort.types import Answer
+from tests.gateway.live import live
+from tests.inference.consorts import user
 
 FAR = ServedModel(name="far", model="m", base_url="http://127.0.0.1:1/v1")
 
@@ -28,6 +40,7 @@ def test_a_file_names_who_answers(tmp_path: Path) -> None:
     edges, cloud = served(load_config(file))
     assert [edge.name for edge in edges] == ["b-small"]
     assert cloud.name == "big"
+    assert load_config(os.devnull, ["serve.redact=true"]) == Config(serve=ServeConfig(redact=True))
     file.write_text("[serve]\nstratgey = 1\n")
     with pytest.raises(ConfigError, match='did you mean "strategy"'):
         load_config(file)
@@ -84,6 +97,60 @@ def test_an_unknown_strategy_names_the_nearest(tmp_path: Path) -> None:
     config = Config(serve=ServeConfig(strategy="casacde", cloud=FAR, state=str(tmp_path)))
     with pytest.raises(ConfigError, match='did you mean "cascade"'):
         open_service(config)
+
+
+def learned(path: Path, *, answered: bool, threshold: float | None) -> ServeConfig:
+    """A configuration with a scorer that has learned to send theorems to the cloud."""
+    words = ["please", "tell", "me", "about", "the"]
+    questions = [f"{word} {topic}" for word in words for topic in ("rain", "theorem")]
+    evidence = [Evidence(each, answer="It is so." if answered else None) for each in questions * 4]
+    gains = np.array([float("theorem" in each.question) for each in evidence])
+    kept = Calibration(("quality >= 0.98 of cloud",), 0.95, threshold or 0.0, True, 0.5, 1.0, 1.0, None, 40)
+    save_scorer(StoredScorer(fit_gain(evidence, gains), None if threshold is None else kept), path)
+    return ServeConfig(scorer=str(path))
+
+
+def test_a_calibrated_scorer_and_its_threshold_decide(tmp_path: Path) -> None:
+    for answered, threshold in ((False, 0.75), (True, None)):
+        config = learned(tmp_path / "scorer.safetensors", answered=answered, threshold=threshold)
+        before, after, serving = judges(config)
+        assert serving.threshold == (threshold or config.threshold)
+        scores = [
+            asyncio.run(after(user(f"about the {topic}"), Answer("It is so.", "edge")))
+            for topic in ("rain", "theorem")
+        ]
+        assert scores[0] > scores[1]
+        assert (before is brevity) == answered
+        assert asyncio.run(before(user("about the rain"), None)) > 0
+        if answered:
+            assert asyncio.run(after(user("about the rain"), Answer("", "edge"))) == 0.0
+
+
+def test_a_request_is_decided_by_the_file(tmp_path: Path) -> None:
+    config = learned(tmp_path / "scorer.safetensors", answered=False, threshold=0.5)
+    before, after, serving = judges(config)
+
+    async def work() -> list[str]:
+        async with live(tmp_path, threshold=serving.threshold) as here:
+            here.service.before, here.service.after = before, after
+            answers = [
+                await here.ask(f"about the {topic}", model="consort/route") for topic in ("rain", "theorem")
+            ]
+            return [body["model"] for _, body in answers]
+
+    assert asyncio.run(work()) == ["small", "large"]
+
+
+def test_a_wrong_scorer_is_refused_before_anything_listens(tmp_path: Path) -> None:
+    file = tmp_path / "scorer.safetensors"
+    with pytest.raises(ConfigError, match="no such scorer"):
+        judges(ServeConfig(scorer=str(file)))
+    file.write_bytes(b"{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        judges(ServeConfig(scorer=str(file)))
+    config = learned(file, answered=True, threshold=None)
+    with pytest.raises(ConfigError, match="before there is one"):
+        judges(replace(config, strategy="route"))
 
 
 def test_half_of_tls_is_refused() -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from consort.inference.cache import OFF, Shelf, cache, measured_threshold
-from consort.inference.likeness import likeness
 from consort.inference.single import cloud
 from consort.models.simulated import Fault
 from tests.inference.consorts import outcome, says, user
@@ -66,14 +63,6 @@ def test_an_alike_question_is_answered_but_never_another_number_or_a_negation() 
     ):
         assert shelf.find(user(other), alike=0.1) is None
     assert shelf.find(user("can I pay 20 euro by card?", max_tokens=9), alike=0.1) is None
-
-
-@settings(deadline=None)
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_likeness_is_symmetric_and_whole_for_a_text_with_itself(first: str, second: str) -> None:
-    assert likeness(first, first) == 1.0
-    assert 0.0 <= likeness(first, second) <= 1.0
-    assert likeness(first, second) == pytest.approx(likeness(second, first))
 
 
 def test_a_measured_threshold_keeps_its_promise() -> None:

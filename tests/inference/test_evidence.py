@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consort.inference.answer_checks import CHECKS, check_answer, failed_checks, final_number
-from consort.inference.evidence import FEATURES, Evidence, evidence_of, features, likeness
+from consort.inference.evidence import FEATURES, Evidence, evidence_of, features
 from consort.inference.ngrams import NUM_BUCKETS, byte_buckets, word_buckets
 from consort.inference.surface import SURFACE, surface_features
 from consort.types import Answer, Message, Request, TokenLogprob
@@ -63,14 +63,6 @@ def test_byte_ngrams_stay_inside_words() -> None:
     assert word_buckets("red wine")[0].tolist() != word_buckets("wine red")[0].tolist()
     # 9 n-grams of " red " and " wine ", whose lengths are 5 and 6: 4+3+2+1 and 5+4+3+2
     assert byte_buckets("red wine")[1].sum() == 10 + 14
-
-
-@given(st.text(min_size=1), st.text(min_size=1))
-def test_likeness_is_symmetric_and_whole_for_equal_texts(one: str, other: str) -> None:
-    assert likeness(one, other) == pytest.approx(likeness(other, one))
-    assert 0 <= likeness(one, other) <= 1
-    if one.strip():
-        assert likeness(one, one) == pytest.approx(1)
 
 
 def test_evidence_has_only_what_was_given() -> None:

@@ -85,6 +85,12 @@ def test_a_cascade_gives_the_accepted_answer(score: float, text: str, optimistic
     assert any(chunk.anew for chunk in found.chunks) == (optimistic and text == LARGE)
 
 
+@pytest.mark.parametrize("strategy", [cascade(always(1.0), 0.5), route(always(1.0), 0.5)])
+def test_without_a_cloud_an_edges_failure_is_told_as_it_is(strategy: Strategy) -> None:
+    with pytest.raises(UpstreamError, match="small"):
+        outcome(strategy, edges=[edge_lm(fault=Fault("break", 0))])
+
+
 def test_a_cascade_shows_nothing_of_an_answer_it_refuses() -> None:
     found = outcome(cascade(always(0.0), 0.5), edges=[edge_lm()], cloud=cloud_lm())
     assert found.authors == {"large"}

@@ -8,7 +8,8 @@ import pytest
 
 from consort.errors import UpstreamError
 from consort.models.simulated import Fault, Simulated, pieces
-from consort.types import Chunk, Message, Request
+from consort.types import Chunk, Request
+from tests.inference.consorts import user
 
 
 def ask(lm: Simulated, request: Request) -> list[Chunk]:
@@ -16,10 +17,6 @@ def ask(lm: Simulated, request: Request) -> list[Chunk]:
         return [chunk async for chunk in lm.stream(request)]
 
     return asyncio.run(run())
-
-
-def user(text: str, **more: object) -> Request:
-    return Request((Message("user", text),), **more)  # type: ignore[arg-type]
 
 
 def test_the_same_request_gives_the_same_chunks_and_another_seed_others() -> None:

@@ -68,9 +68,10 @@ class TokenRestorer:
         return tuple(done)
 
     def rest(self) -> tuple[TokenLogprob, ...]:
-        """Tokens that were held back and became nothing."""
-        held, self._held = self._held, []
-        return tuple(held)
+        """Tokens that were held back; before a placeholder that became nothing may stand a whole one."""
+        done = self._whole("".join(each.token for each in self._held))
+        self._held = []
+        return tuple(done)
 
     def _whole(self, joined: str) -> list[TokenLogprob]:
         text = self._vault.give_back(joined)

@@ -17,6 +17,7 @@ from consort.inference.redaction.restoring import ChunkRestorer
 from consort.inference.redaction.spans import Detector, disjoint
 from consort.inference.redaction.structured import structured
 from consort.inference.redaction.vault import Vault, hidden
+from consort.inference.streams import Closing
 from consort.types import Chunk, Consort, Note, Request, Strategy
 
 _JSON_LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
@@ -34,16 +35,13 @@ def redact(strategy: Strategy, detect: Detector = builtin) -> Strategy:
         asked, vault = await asyncio.to_thread(without_private_spans, request, detect)
         if vault.counts:
             consort.note(Note("redact", "hidden", dict(vault.counts)))
-        restorer, stream = ChunkRestorer(vault), strategy(asked, consort)
-        try:
+        restorer = ChunkRestorer(vault)
+        async with Closing(strategy(asked, consort)) as stream:
             async for chunk in stream:
                 for restored in restorer.feed(chunk):
                     yield restored
-            for restored in restorer.rest():
-                yield restored
-        finally:
-            if hasattr(stream, "aclose"):  # an iterator that is no generator holds nothing to close
-                await stream.aclose()
+        for restored in restorer.rest():
+            yield restored
 
     return answer
 

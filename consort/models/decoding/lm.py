@@ -18,6 +18,7 @@ from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Row, Written, top_k
 from consort.models.decoding.engine import Engine, Listener
 from consort.models.decoding.network import open_network
+from consort.models.decoding.prompt import begun_text, prompt_ids
 from consort.models.decoding.sampling import Sampling
 from consort.models.decoding.text import TextWriter
 from consort.models.local import LocalModel
@@ -119,7 +120,7 @@ class LocalLM:
     def _listener(self, request: Request, row: Row, heard: Heard) -> Listener:
         """Turns tokens into chunks, in the worker's thread: a stop sequence ends the row before its next
         token."""
-        text = TextWriter(self.tokenizer, stop=request.stop, beginning=not request.prompt)
+        text = TextWriter(self.tokenizer, stop=request.stop, beginning=not begun_text(request))
         prompt_tokens, loop = len(row.unread), asyncio.get_running_loop()
 
         def listen(one: Written | ModelError) -> bool:
@@ -197,20 +198,3 @@ class LocalSession:
     def close(self) -> None:
         """Release the cache."""
         self._engine.drop(self._row)
-
-
-def prompt_ids(model: LocalModel, request: Request) -> list[int]:
-    """The request in the model's tokens: by the chat template, or the text to continue as it is."""
-    if request.prompt is not None:
-        ids: list[int] = model.tokenizer(request.prompt)["input_ids"]
-        return ids or [model.eos_id]  # an empty text begins where another ended
-    if not model.tokenizer.chat_template:
-        raise ModelError(
-            "this model has no chat template",
-            where=model.name,
-            hint="set chat_template to a Jinja file, or ask for a text completion",
-        )
-    turns = [{"role": message.role, "content": message.content} for message in request.messages]
-    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    rendered: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return rendered

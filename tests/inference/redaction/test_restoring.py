@@ -3,7 +3,7 @@
 import json
 from itertools import combinations, pairwise
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consort.inference.redaction import builtin
@@ -90,6 +90,7 @@ def test_text_keeps_its_author_and_a_placeholder_is_by_who_began_it(text: str, c
 
 
 @settings(max_examples=60, deadline=None)
+@example("anna.karlsson@example.org[", [])
 @given(private_texts, cuts)
 def test_tokens_spell_the_text_and_keep_their_probability(text: str, cut: list[int]) -> None:
     shown, vault = hide(text)
