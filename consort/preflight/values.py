@@ -105,7 +105,13 @@ RANGES: dict[type, dict[str, Range]] = {
         "max_in_flight": COUNT,
         "max_body_kb": COUNT,
     },
-    ServedModel: {"price_in": NOT_NEGATIVE, "price_out": NOT_NEGATIVE, "silence_s": POSITIVE},
+    ServedModel: {
+        "answers": COUNT,
+        "context_tokens": COUNT,
+        "price_in": NOT_NEGATIVE,
+        "price_out": NOT_NEGATIVE,
+        "silence_s": POSITIVE,
+    },
     EvalConfig: {"rows": COUNT_OR_NONE, "max_new_tokens": COUNT, "public_rows": COUNT_OR_NONE},
 }
 
