@@ -27,7 +27,7 @@ from consort.errors import ConfigError
 from consort.problems import Problem, nearest, raise_errors, shown
 
 PATH_FIELDS = frozenset({"public", "data", "unlabelled", "chat_template"}) | frozenset(
-    {"adapter", "state", "tls_certificate", "tls_key"}  # of serve
+    {"adapter", "scorer", "state", "tls_certificate", "tls_key"}  # of serve
 )
 MODEL_FIELDS = frozenset(
     {"model"}

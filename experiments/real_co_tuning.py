@@ -42,6 +42,7 @@ from consort.federated.cloud import Cloud
 from consort.federated.co_plms import co_tune
 from consort.federated.journal import Journal
 from consort.federated.party import Device, PrivateRows
+from consort.files import whole_file
 from consort.models.local import LocalModel, load_model
 from consort.training.adapters import (
     DOMAIN,
@@ -199,9 +200,8 @@ def run_arm(arm: str, seed: int) -> None:
         "downlink_bytes": dict(tuned.downlink_bytes),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.rename(file)
+    with whole_file(file) as written:
+        written.write((json.dumps(result, indent=1) + "\n").encode())
     means = {
         name: (round(100 * device["em"], 1), round(100 * device["rouge_l"], 1))
         for name, device in result["devices"].items()

@@ -79,8 +79,8 @@ def _ask() -> str:
 
 def _answer(model: LocalModel, turns: list[Message], args: argparse.Namespace) -> str:
     """Write the answer as it comes; returns it whole. A long conversation loses its beginning."""
+    from consort.models.decoding.stream import stream_text
     from consort.training.data import Sample, prompt_ids
-    from consort.training.stream import stream_text
 
     room = model.context_tokens - args.max_new_tokens
     if room < 1:

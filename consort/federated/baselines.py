@@ -210,8 +210,7 @@ def _taught_by(teacher: LocalModel, config: Config, site: Site) -> Weights:
             teacher,
             asked,
             max_new_tokens=config.eval.max_new_tokens,
-            reader=learner.model,
-            max_tokens=learner.max_tokens,
+            readers=[(learner.model, learner.max_tokens), (teacher, config.cloud.max_tokens)],
         )
         pools = [pool_of(site.rows.train, 1 - tune.answers_share), pool_of(answers, tune.answers_share)]
     frozen = Learner(teacher, max_tokens=config.cloud.max_tokens)

@@ -167,7 +167,7 @@ class Cloud:
         window = self.config.cloud.max_tokens
         with merged(proxy):
             asked = made_up(proxy, count=tune.public_samples, max_new_tokens=2 * tokens, seed=seed)
-            replies = answered(proxy, asked, max_new_tokens=tokens, reader=proxy, max_tokens=window)
+            replies = answered(proxy, asked, max_new_tokens=tokens, readers=[(proxy, window)])
             return knowledge_of(Learner(proxy, max_tokens=window), replies, tune)
 
     def _proxy(self, shared: Adapter | None, *, name: str = "proxy") -> LocalModel:

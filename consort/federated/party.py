@@ -230,8 +230,7 @@ class Device:
                 proxy,
                 asked,
                 max_new_tokens=self.config.eval.max_new_tokens,
-                reader=slm.model,
-                max_tokens=slm.max_tokens,
+                readers=[(slm.model, slm.max_tokens), (proxy, slm.max_tokens)],
             )
 
     def _taught(self, proxy: LocalModel, rows: list[Sample], adapters: list[str]) -> list[Example]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from consort.errors import AccessError, ConfigError, LimitError
+from consort.files import whole_file
 from consort.problems import nearest
 
 PREFIX = "ck-"
@@ -138,7 +138,5 @@ def _hash(secret: str) -> str:
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_bytes(orjson.dumps([asdict(key) for key in keys], option=orjson.OPT_INDENT_2))
-    os.chmod(beside, 0o600)
-    beside.replace(path)
+    with whole_file(path, contended=True) as file:  # which nobody else can read
+        file.write(orjson.dumps([asdict(key) for key in keys], option=orjson.OPT_INDENT_2))

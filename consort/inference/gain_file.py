@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consort.errors import ModelError
+from consort.files import whole_file
 from consort.inference.calibration import Calibration
 from consort.inference.evidence import FEATURES, Group
 from consort.inference.gain_model import FeaturePart, GainModel, TextPart
@@ -53,9 +53,8 @@ def save_scorer(stored: StoredScorer, path: Path) -> None:
     about = {name: getattr(model, name) for name in ("small", "large", "groups", *_NUMBERS)}
     about |= {"texts": list(model.texts), "features": {group: FEATURES[group] for group in model.groups}}
     about["calibration"] = dataclasses.asdict(stored.calibration) if stored.calibration else None
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(save(arrays, metadata={"format": FORMAT, "about": json.dumps(about)}))
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write(save(arrays, metadata={"format": FORMAT, "about": json.dumps(about)}))
 
 
 def load_scorer(path: Path) -> StoredScorer:

@@ -28,13 +28,17 @@ def answer(model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int)
 
 
 def answered(
-    model: LocalModel, samples: Sequence[Sample], *, max_new_tokens: int, reader: LocalModel, max_tokens: int
+    model: LocalModel,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int,
+    readers: Sequence[tuple[LocalModel, int]],
 ) -> list[Sample]:
-    """The samples with this model's answers, less those it left empty or that are too long for `reader`: what
-    is short in one model's tokens can fill another's window."""
+    """The samples with this model's answers, less those it left empty or that are too long for one of
+    `readers`, each with its window in tokens: what is short in one model's tokens can fill another's."""
     texts = answer(model, samples, max_new_tokens=max_new_tokens)
     written = [sample.answered(text) for sample, text in zip(samples, texts, strict=True) if text.strip()]
-    return [sample for sample in written if fits(sample, reader, max_tokens)]
+    return [sample for sample in written if all(fits(sample, reader, tokens) for reader, tokens in readers)]
 
 
 def made_up(model: LocalModel, *, count: int, max_new_tokens: int, seed: int) -> list[Sample]:

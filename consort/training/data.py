@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from consort.errors import DataError, ModelError
+from consort.models.template import written
 from consort.problems import SHOWN
 from consort.types import Message, Role
 
@@ -115,26 +116,10 @@ def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
 
 def written_prompt(sample: Sample, tokenizer: Any, *, where: str) -> str:
     """The prompt as text: as it stands, or by the chat template; ModelError where that cannot write it."""
-    from jinja2 import TemplateError
-
     if isinstance(sample.prompt, str):
         return sample.prompt
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "this model has no chat template, and the data holds conversations",
-            where=where,
-            hint="set chat_template to a Jinja file, or give the data as prompt/completion",
-        )
-    turns = [{"role": message.role, "content": message.content} for message in sample.prompt]
-    try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise ModelError(
-            f"its chat template cannot write a row: {error}",
-            where=where,
-            hint="mend the template, or set chat_template to another Jinja file",
-        ) from error
-    return text
+    without = "give the data as prompt/completion"
+    return written(sample.prompt, tokenizer, where=where, what="a row", without=without)
 
 
 def template_reader(folder: Path, chat_template: str = "") -> Any:

@@ -29,10 +29,10 @@ def test_a_sample_fits_exactly_where_it_can_be_encoded_with_some_prompt(max_toke
 
 def test_an_answer_too_long_for_its_reader_is_left_out_and_no_other():
     writer, reader = tiny("llama", byte_level()), tiny("gpt2", escaped_spaces("unigram", lines_apart=True))
-    every = answered(writer, ASKED, max_new_tokens=12, reader=reader, max_tokens=10_000)
+    every = answered(writer, ASKED, max_new_tokens=12, readers=[])
     lengths = sorted(len(reader.vocabulary.spans(sample.answer).ids) for sample in every)
     assert lengths[0] < lengths[-1]
     window = lengths[-1] + 1
-    kept = answered(writer, ASKED, max_new_tokens=12, reader=reader, max_tokens=window)
+    kept = answered(writer, ASKED, max_new_tokens=12, readers=[(writer, 10_000), (reader, window)])
     assert kept == [sample for sample in every if readable(sample, reader, window)]
     assert 0 < len(kept) < len(every)

@@ -6,10 +6,9 @@ Does not cut what is too long.
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
-
-from consort.errors import RequestError
+from consort.errors import ModelError, RequestError
 from consort.models.local import LocalModel
+from consort.models.template import written
 from consort.types import Request
 
 
@@ -18,12 +17,20 @@ def prompt_ids(model: LocalModel, request: Request) -> list[int]:
     if request.prompt is not None:
         ids: list[int] = model.tokenizer(request.prompt)["input_ids"]
         return ids or [model.eos_id]  # an empty text begins where another ended
-    turns = [{"role": message.role, "content": message.content} for message in request.messages]
     begun = begun_text(request)
-    if begun:
-        turns.pop()
+    turns = request.messages[:-1] if begun else request.messages
+    try:
+        text = written(
+            turns,
+            model.tokenizer,
+            where=model.name,
+            what="this conversation",
+            without="ask for a text completion",
+        )
+    except ModelError as error:  # the client's to mend: another conversation may be written
+        raise RequestError(error.what, where=error.where, hint=error.hint) from error
     # the ids of a turn and of its beginning stand apart, as where the model has written it itself
-    rendered: list[int] = model.tokenizer(_written(model, turns), add_special_tokens=False)["input_ids"]
+    rendered: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return rendered + model.vocabulary.encode(begun)
 
 
@@ -33,20 +40,3 @@ def begun_text(request: Request) -> str:
         return request.prompt
     last = request.messages[-1] if request.messages else None
     return last.content if last is not None and last.role == "assistant" else ""
-
-
-def _written(model: LocalModel, turns: list[dict[str, str]]) -> str:
-    if not model.tokenizer.chat_template:
-        raise RequestError(
-            "this model has no chat template",
-            where=model.name,
-            hint="set chat_template to a Jinja file, or ask for a text completion",
-        )
-    try:
-        text: str = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        hint = "its template may want turns of user and assistant in alternation, or no system turn"
-        raise RequestError(
-            f"its chat template cannot write this conversation: {error}", where=model.name, hint=hint
-        ) from error
-    return text
