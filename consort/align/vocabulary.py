@@ -76,9 +76,11 @@ class Vocabulary:
         """Ids run from 0 to size - 1; a model may have more rows in its head than this."""
         return len(self.token_bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone: no special tokens added, none recognised inside it."""
-        return list(self._encoder.encode(_checked(text), add_special_tokens=False).ids)
+    def encode(self, text: str, *, beginning: bool = True) -> list[int]:
+        """Ids of `text` alone: no special tokens added, none recognised inside it. Not `beginning`: without
+        the space that some tokenizers put before a text's first word."""
+        encoder = self._encoder if beginning else self._inner_encoder
+        return list(encoder.encode(_checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens, and without the space that encoding puts before the first

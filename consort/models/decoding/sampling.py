@@ -43,15 +43,23 @@ def choose(
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     tokens: list[int] = logits_BV.argmax(-1).tolist()
     if drawn:
-        temperatures = torch.tensor([[samplings[row].temperature] for row in drawn], dtype=torch.float64)
-        scores_RV = logits_BV[drawn].double().cpu() / temperatures
-        top_p = torch.tensor([[samplings[row].top_p] for row in drawn], dtype=torch.float64)
-        if bool((top_p < 1).any()):
-            scores_RV = _nucleus(scores_RV, top_p)
-        noise = gumbel([(samplings[row].seed, positions[row]) for row in drawn], keys)
-        for row, token in zip(drawn, (scores_RV + torch.from_numpy(noise)).argmax(-1).tolist(), strict=True):
+        scores_RV = coupled(
+            logits_BV[drawn], [samplings[row] for row in drawn], [positions[row] for row in drawn], keys
+        )
+        for row, token in zip(drawn, scores_RV.argmax(-1).tolist(), strict=True):
             tokens[row] = token
     return tokens
+
+
+def coupled(logits_RV: Tensor, samplings: Sequence[Sampling], positions: Sequence[int], keys: Keys) -> Tensor:
+    """Scores [R, V] of which the greatest is the token drawn, for rows whose temperature is above 0."""
+    temperatures = torch.tensor([[sampling.temperature] for sampling in samplings], dtype=torch.float64)
+    scores_RV = logits_RV.double().cpu() / temperatures
+    top_p = torch.tensor([[sampling.top_p] for sampling in samplings], dtype=torch.float64)
+    if bool((top_p < 1).any()):
+        scores_RV = _nucleus(scores_RV, top_p)
+    draws = [(sampling.seed, position) for sampling, position in zip(samplings, positions, strict=True)]
+    return scores_RV + torch.from_numpy(gumbel(draws, keys))
 
 
 def gumbel(draws: Sequence[tuple[int, int]], keys: Keys) -> NDArray[np.float64]:

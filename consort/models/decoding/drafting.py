@@ -1,0 +1,81 @@
+"""A draft in the making: level by level, the paths a larger model will most likely choose.
+
+The drafter scores tokens with the very noise that the answer is drawn with, so its best token is the model's
+own choice wherever the two agree on the distribution. Where they are close, several are followed: a tree of
+the likeliest paths, grown as in EAGLE-2 (arXiv 2406.16858), each level one pass. Computes no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from consort.models.decoding.sampling import Keys, Sampling, coupled
+from consort.types import Draft, DraftShape
+
+
+@dataclass(slots=True)
+class Growing:
+    """A draft that grows after a text. `position_of` says at which position of the answer a path's next token
+    stands, which decides its noise; `end` is the token that ends an answer."""
+
+    shape: DraftShape
+    sampling: Sampling
+    position_of: Callable[[Sequence[int]], int]
+    keys: Keys
+    end: int | None
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)  # that the answer goes along the path to a node
+    level: list[int] = field(default_factory=lambda: [-1])  # the nodes to be read next
+    levels: int = 0
+    stopped: bool = False  # nobody waits for more
+
+    def grow(self, logits_LV: Tensor) -> bool:
+        """Take the distributions after each node of the level; whether another level is wanted."""
+        scores_LV = self._scores(logits_LV)
+        width = min(self.shape.width, scores_LV.shape[-1])
+        best_LW, tokens_LW = (scores_LV / self.shape.spread).softmax(-1).topk(width)
+        found = []  # (chance, parent, token)
+        for node, chances, tokens in zip(self.level, best_LW.tolist(), tokens_LW.tolist(), strict=True):
+            if node < 0 or self.ids[node] != self.end:
+                above = self.chances[node] if node >= 0 else 1.0
+                found += [
+                    (above * chance, node, token) for chance, token in zip(chances, tokens, strict=True)
+                ]
+        found.sort(key=lambda one: -one[0])
+        begin = len(self.ids)
+        for chance, node, token in found[:width]:
+            if chance >= self.shape.least:
+                self.ids.append(token)
+                self.parents.append(node)
+                self.chances.append(chance)
+        self.level = list(range(begin, len(self.ids)))
+        self.levels += 1
+        return bool(self.level) and self.levels < self.shape.depth and not self.stopped
+
+    def path(self, node: int) -> list[int]:
+        """Tokens from the root to a node."""
+        tokens: list[int] = []
+        while node >= 0:
+            tokens.append(self.ids[node])
+            node = self.parents[node]
+        return tokens[::-1]
+
+    def draft(self) -> tuple[Draft, tuple[float, ...]]:
+        """The likeliest nodes, each with its chance; a node's parent is never less likely than it."""
+        order = sorted(range(len(self.ids)), key=lambda node: -self.chances[node])[: self.shape.nodes]
+        kept = sorted(order)
+        places = {node: place for place, node in enumerate(kept)} | {-1: -1}
+        return (
+            Draft(tuple(self.ids[node] for node in kept), tuple(places[self.parents[node]] for node in kept)),
+            tuple(self.chances[node] for node in kept),
+        )
+
+    def _scores(self, logits_LV: Tensor) -> Tensor:
+        if self.sampling.temperature <= 0:
+            return logits_LV.double().cpu()
+        positions = [self.position_of(self.path(node)) for node in self.level]
+        return coupled(logits_LV, [self.sampling] * len(positions), positions, self.keys)
