@@ -15,11 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
 from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Row, Written
+from consort.models.decoding.sampling import Logits
 
 PROMPT_TOKENS_ALONE = (
     512  # of waiting prompts read in a step when nobody writes: a cancelled prompt ends soon
@@ -36,22 +34,28 @@ class Extension:
 
     row: Row
     ids: Sequence[int]
-    logits: Future[Tensor]  # [ids, V]
+    logits: Future[Logits]  # [ids, V]
 
 
 class Engine:
-    """A batch and the thread that steps it; `after_step` is called when a step's tokens have been heard."""
+    """A batch and the thread that steps it, which calls `enter_thread` first, and `after_step` when a step's
+    tokens have been heard."""
 
     def __init__(
-        self, open_batch: Callable[[], Batch], *, answers: int, threads: int, after_step: Callable[[], None]
+        self,
+        open_batch: Callable[[], Batch],
+        *,
+        answers: int,
+        enter_thread: Callable[[], None],
+        after_step: Callable[[], None],
     ) -> None:
-        self._open_batch, self._after_step = open_batch, after_step
-        self._answers, self._threads = answers, threads
+        self._open_batch, self._enter_thread, self._after_step = open_batch, enter_thread, after_step
+        self._answers = answers
         self._batch = open_batch()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Row] = deque()
         self._listeners: dict[Row, Listener] = {}
-        self._held: dict[Row, Future[Tensor]] = {}  # rows that hold their place; their prompts' last logits
+        self._held: dict[Row, Future[Logits]] = {}  # rows that hold their place; their prompts' last logits
         self._extensions: list[Extension] = []
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -65,9 +69,9 @@ class Engine:
 
         self._orders.put(order)
 
-    def hold(self, row: Row) -> Future[Tensor]:
+    def hold(self, row: Row) -> Future[Logits]:
         """Read the row's prompt and keep it until it is dropped: logits [V] after the prompt."""
-        logits: Future[Tensor] = Future()
+        logits: Future[Logits] = Future()
 
         def order() -> None:
             if len(self._held) == self._batch.network.slots - self._answers:
@@ -82,7 +86,7 @@ class Engine:
         self._orders.put(order)
         return logits
 
-    def extend(self, row: Row, ids: Sequence[int]) -> Future[Tensor]:
+    def extend(self, row: Row, ids: Sequence[int]) -> Future[Logits]:
         """Append ids to a row that holds its place: logits [ids, V] after each."""
         extension = Extension(row, ids, Future())
 
@@ -105,7 +109,7 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # what the opening thread was told does not hold in this one
+        self._enter_thread()
         while self._obey():
             try:
                 self._step()

@@ -1,4 +1,5 @@
-"""A local model as the rest of consort asks it: streamed answers, and sessions whose distributions are read.
+"""A model on this machine as the rest of consort asks it: streamed answers, and sessions whose distributions
+are read, whichever library computes them (`Decodable`).
 
 Both are served by one engine, so what a session reads is what an answer is drawn from. Calls no tools. Holds
 the weights that the model had when it was opened.
@@ -10,21 +11,36 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from typing import TypeAlias
-
-from torch import Tensor
+from typing import Protocol, TypeAlias
 
 from consort.errors import ModelError
-from consort.models.decoding.batch import Batch, Row, Written, top_k
+from consort.models.decoding.batch import Batch, Network, Row, Written, top_k
 from consort.models.decoding.engine import Engine, Listener
-from consort.models.decoding.network import open_network
-from consort.models.decoding.prompt import begun_text, prompt_ids
-from consort.models.decoding.sampling import Sampling
+from consort.models.decoding.prompt import Reader, begun_text, prompt_ids
+from consort.models.decoding.sampling import Logits, Sampling
 from consort.models.decoding.text import TextWriter
-from consort.models.local import LocalModel
 from consort.types import Capability, Chunk, Request, TokenLogprob, TopK, Usage
 
 Heard: TypeAlias = "asyncio.Queue[Chunk | ModelError]"
+
+
+class Decodable(Reader, Protocol):
+    """A model that this machine can compute: `LocalModel`, `GgufModel`."""
+
+    context_tokens: int
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens of which any ends an answer."""
+        ...
+
+    def open_network(self, *, slots: int, positions: int) -> Network:
+        """Its weights, with a cache of `slots` texts of up to `positions` tokens each."""
+        ...
+
+    def enter_thread(self) -> None:
+        """Called first in the thread that will compute."""
+        ...
 
 
 class LocalLM:
@@ -39,7 +55,7 @@ class LocalLM:
 
     def __init__(
         self,
-        model: LocalModel,
+        model: Decodable,
         *,
         answers: int = 8,
         sessions: int = 4,
@@ -53,11 +69,11 @@ class LocalLM:
         self._closed = False
 
         def open_batch() -> Batch:
-            network = open_network(model, slots=answers + sessions, positions=self.context_tokens)
+            network = model.open_network(slots=answers + sessions, positions=self.context_tokens)
             return Batch(network, model.vocabulary)
 
         self._engine = Engine(
-            open_batch, answers=answers, threads=model.runtime.threads, after_step=self._deliver
+            open_batch, answers=answers, enter_thread=model.enter_thread, after_step=self._deliver
         )
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -122,22 +138,23 @@ class LocalLM:
         token."""
         text = TextWriter(self.tokenizer, stop=request.stop, beginning=not begun_text(request))
         prompt_tokens, loop = len(row.unread), asyncio.get_running_loop()
+        ends = self.model.end_ids
 
         def listen(one: Written | ModelError) -> bool:
             if isinstance(one, ModelError):
                 self._tell(loop, heard, one)
                 return True
-            ended = one.finish == "stop"
+            ended = one.token in ends
             piece, logprobs = ("", ()) if ended else text.write(one.token, self._logprob(one))
-            if one.finish and not text.stopped:
+            if (one.finish or ended) and not text.stopped:
                 rest, further = text.end()
                 piece, logprobs = piece + rest, logprobs + further
-            if not (one.finish or text.stopped):
+            if not (one.finish or ended or text.stopped):
                 if piece:
                     self._tell(loop, heard, Chunk(piece, self.name, logprobs=logprobs))
                 return False
             usage = Usage(prompt_tokens, len(row.written) - ended)
-            finish = "stop" if text.stopped else one.finish
+            finish = "stop" if text.stopped or ended else one.finish
             self._tell(loop, heard, Chunk(piece, self.name, finish, usage, logprobs))
             return True
 
@@ -185,7 +202,7 @@ class LocalSession:
             raise ModelError(f"ids run from 0 to {self._vocabulary_size - 1}")
         if self._row.filled + len(ids) > self._context_tokens:
             raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
-        logits: Future[Tensor] = self._engine.extend(self._row, list(ids))
+        logits: Future[Logits] = self._engine.extend(self._row, list(ids))
         return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
 
     def rewind(self, num_tokens: int) -> None:
