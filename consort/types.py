@@ -234,7 +234,11 @@ class Writing(Protocol):
     """An answer while its model writes it, token by token. Drafts let tokens come sooner, and change none."""
 
     prompt_tokens: int
-    rtt_s: float  # to the model and back; 0 on this machine
+
+    @property
+    def rtt_s(self) -> float:
+        """To the model and back, in seconds; 0 on this machine."""
+        ...
 
     def written(self) -> AsyncIterator[Written]:
         """The answer's tokens as they are written; stop sequences are the reader's to find."""

@@ -40,7 +40,8 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
-    "aiohttp": {"models/remote.py"},
+    "aiohttp": {"models/remote.py", "models/verifier.py"},
+    "msgpack": {"models/frames.py"},
     "uvicorn": {"gateway/serve.py"},
 }
 IMPORT_LIMIT_S = 0.150

@@ -24,6 +24,7 @@ from consort.gateway.openai_request import Asked, parse
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service
+from consort.gateway.verifier import AsgiSocket, converse
 from consort.types import Request
 
 Scope = dict[str, Any]
@@ -59,6 +60,9 @@ class _Gateway:
             "/overview": lambda: (JSON, orjson.dumps(overview(service), default=str)),
             "/api/tags": lambda: (JSON, orjson.dumps(tags(service))),
         }
+        if service.pool is not None:
+            tokenizer = service.pool.vocabulary.to_json().encode()
+            self._gets["/v1/tokenizer"] = lambda: (JSON, tokenizer)
         self._open: dict[str, Callable[[], tuple[Headers, bytes]]] = {  # without a key
             "/health": lambda: (JSON, b'{"status":"ok"}'),
             "/api/version": lambda: (
@@ -71,6 +75,9 @@ class _Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._sessions(scope, receive, send)
             return
         if scope["type"] != "http":
             return
@@ -104,6 +111,20 @@ class _Gateway:
                 self._enter(scope)
             headers, body = shown()
             await self._plain(send, 200, headers, b"" if method == "HEAD" else body)
+
+    async def _sessions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A drafter's connection; closed before it is open where it may not be."""
+        await receive()
+        pool = self._service.pool
+        try:
+            if pool is None or scope["path"] != "/v1/sessions":
+                raise _status(404, RequestError("no sessions here", hint="consort serve --role cloud"))
+            key = self._enter(scope)
+        except ConsortError:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.accept"})
+        await converse(AsgiSocket(receive, send), pool, key)
 
     # ---- what is asked
 

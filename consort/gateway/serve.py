@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -17,12 +18,13 @@ from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, served
+from consort.gateway.loading import load_lm, served, served_proxy
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
+from consort.gateway.verifier import Pool
 from consort.inference.baselines import brevity, confidence
 from consort.problems import nearest
-from consort.types import Scorer
+from consort.types import DraftedLM, Scorer
 
 KEYS_FILE = "keys.json"
 
@@ -47,14 +49,17 @@ def open_service(config: Config) -> Service:
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
     before, after, serving = judges(config.serve)
+    if serving.role == "cloud":
+        serving = replace(serving, strategy="cloud")
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
     models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
+    proxy = served_proxy(config)
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     required = bool(read_keys(folder / KEYS_FILE)) or not is_loopback(config.serve.host)
-    return Service(
+    service = Service(
         serving,
         edges=tuple(models[: len(edges)]),
         cloud=models[-1] if cloud.model else None,
@@ -63,8 +68,12 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
+        proxy=load_lm(proxy, config.runtime) if proxy.model else None,
         started_s=time.time(),
     )
+    if serving.role == "cloud":
+        service.pool = Pool(service, cast("DraftedLM", service.cloud), room=cloud.answers)
+    return service
 
 
 def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
@@ -102,7 +111,8 @@ def server_config(service: Service) -> uvicorn.Config:
         port=config.port,
         log_level="warning",
         access_log=False,
-        ws="none",
+        ws="websockets-sansio" if service.pool is not None else "none",
+        ws_per_message_deflate=False,
         server_header=False,
         timeout_graceful_shutdown=5,
         ssl_certfile=config.tls_certificate or None,

@@ -1,8 +1,7 @@
-"""The cloud's end of speculation: sessions on a WebSocket, each an answer that is written whether or not drafts
-come.
+"""The cloud's end of speculation: sessions on a WebSocket, each an answer that is written in any case.
 
 A session outlives its connection: whoever comes back with its name gets what was written meanwhile. Sessions
-without a connection are parked, the longest forgotten leave first when there is no room. All of them share the
+without a connection are parked; where there is no room, those parked longest leave first. All share the
 model's batch, so many are verified in one pass. Messages: `models.frames`.
 """
 
@@ -13,12 +12,12 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from consort.align import Vocabulary
-from consort.errors import ConsortError, DeadlineError, LimitError, RequestError, UpstreamError
+from consort.errors import ConsortError, DeadlineError, LimitError, RequestError
 from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
 from consort.gateway.service import Service, outcome_of
@@ -187,6 +186,7 @@ class _Connection:
         self._answerings: dict[int, Answering] = {}
         self._tellers: dict[int, asyncio.Task[None]] = {}
         self._caches: dict[int, Session] = {}
+        self._working: set[asyncio.Task[None]] = set()
 
     async def hear(self, data: bytes) -> None:
         """One message. What is no message, or asks for what cannot be, is answered by an error."""
@@ -197,14 +197,14 @@ class _Connection:
             number, payload = unpack(data)
             await self._obey(number, payload)
         except ConsortError as error:
-            said = {"code": error.code, "message": error.what}
-            await self._say(number, {"error": said})
+            await self._refuse(number, error)
 
     async def leave(self) -> None:
         """The connection is gone."""
-        for teller in self._tellers.values():
-            teller.cancel()
-        await asyncio.gather(*self._tellers.values(), return_exceptions=True)
+        tasks = [*self._tellers.values(), *self._working]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for answering in self._answerings.values():
             answering.listeners -= 1
         for cache in self._caches.values():
@@ -220,7 +220,7 @@ class _Connection:
         elif isinstance(payload, Mapping) and "open" in payload:
             await self._open(number, payload)
         elif isinstance(payload, Mapping):
-            await self._cache(number, payload)
+            self._background(self._cache(number, payload), number)  # nobody's drafts wait for it
         else:
             raise RequestError("nothing is asked")
 
@@ -231,9 +231,7 @@ class _Connection:
         answering.listeners += 1
         self._answerings[number] = answering
         known = len(unpack_ids(said["after"], self._pool.bits)) if said.get("after") else 0
-        await self._say(
-            number, {"session": answering.name, "prompt_tokens": answering.writing.prompt_tokens}
-        )
+        await self._say(number, {"session": answering.name, "prompt_tokens": answering.writing.prompt_tokens})
         self._tellers[number] = asyncio.create_task(self._tell(number, answering, known))
 
     async def _tell(self, number: int, answering: Answering, told: int) -> None:
@@ -248,8 +246,7 @@ class _Connection:
                 elif fresh:
                     await self._say(number, pack_ids(fresh, self._pool.bits))
                 if answering.error is not None:
-                    error = answering.error
-                    await self._say(number, {"error": {"code": error.code, "message": error.what}})
+                    await self._refuse(number, answering.error)
                     return
                 if answering.finish is not None and told == len(answering.answer):
                     await self._say(number, {"finish": answering.finish})
@@ -303,6 +300,20 @@ class _Connection:
         else:
             raise RequestError("a cache is extended by ids, or rewound by a number of tokens")
 
+    def _background(self, work: Coroutine[Any, Any, None], number: int) -> None:
+        async def obeyed() -> None:
+            try:
+                await work
+            except ConsortError as error:
+                await self._refuse(number, error)
+
+        task = asyncio.create_task(obeyed())
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _refuse(self, number: int, error: ConsortError) -> None:
+        await self._say(number, {"error": {"code": error.code, "message": error.what}})
+
     async def _say(self, number: int, payload: Payload) -> None:
         await self._socket.send(pack(number, payload))
 
@@ -325,8 +336,8 @@ class AsgiSocket:
         try:
             await self._send({"type": "websocket.send", "bytes": data})
         except Exception as error:  # each server has its own for a closed connection
-            raise UpstreamConnectionError from error
+            raise LeftError from error
 
 
-class UpstreamConnectionError(ConnectionError):
+class LeftError(ConnectionError):
     """The other end has left."""

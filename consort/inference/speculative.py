@@ -67,12 +67,12 @@ def speculate(choose: Chooser) -> Strategy:
                 yield chunk
             return
         cloud = cast("DraftedLM", lm)
-        drafter, pace = choose(cloud)
         if request.seed is None:
             request = replace(request, seed=secrets.randbits(63))  # both sides must draw alike
-        run = _Run(cloud.name, drafter, pace, cast("Vocabulary", cloud.tokenizer), request)
+        writing = await cloud.write(request)
+        run = _Run(cloud.name, *choose(cloud), cast("Vocabulary", cloud.tokenizer), request, writing)
         try:
-            async for chunk in run.chunks(cloud):
+            async for chunk in run.chunks():
                 yield chunk
         finally:
             await run.close()
@@ -90,7 +90,7 @@ class _Run:
     pace: Pace
     vocabulary: Vocabulary
     request: Request
-    writing: Writing | None = None
+    writing: Writing
     drafting: Drafting | None = None
     task: asyncio.Task[None] | None = None
     answer: list[int] = field(default_factory=list)
@@ -102,9 +102,8 @@ class _Run:
     accepted: int = 0
     pieces: int = 0
 
-    async def chunks(self, cloud: DraftedLM) -> AsyncIterator[Chunk]:
+    async def chunks(self) -> AsyncIterator[Chunk]:
         """The answer, each piece by who foresaw it."""
-        self.writing = await cloud.write(self.request)
         if self.pace.begins():
             self.task = asyncio.create_task(self._draft())
         else:
@@ -138,8 +137,7 @@ class _Run:
             await asyncio.gather(self.task, return_exceptions=True)
         if self.drafting is not None:
             self.drafting.close()
-        if self.writing is not None:
-            await self.writing.close()
+        await self.writing.close()
 
     def told(self) -> dict[str, float | int | str]:
         """For the receipt: what was drafted, and by what measurements it was decided."""
@@ -149,7 +147,7 @@ class _Run:
             "drafted_ms": pace.drafted_s,
             "step_ms": pace.step_s,
             "level_ms": pace.level_s,
-            "rtt_ms": self.writing.rtt_s if self.writing is not None else None,
+            "rtt_ms": self.writing.rtt_s,
         }
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
@@ -205,7 +203,6 @@ class _Run:
     async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
-        assert self.writing is not None
         believed = [*self.answer, *self._path()]
         began_s = time.monotonic()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from consort.types import Draft
 
 NOTHING = Draft((), ())
+MOST_NODES = 256  # that are kept of an answer's drafts
 
 
 def chain(ids: Sequence[int]) -> Draft:
@@ -21,6 +22,13 @@ def chain(ids: Sequence[int]) -> Draft:
 def is_chain(parents: Sequence[int]) -> bool:
     """Whether each node follows the one before it."""
     return tuple(parents) == tuple(range(-1, len(parents) - 1))
+
+
+def is_tree(draft: Draft) -> bool:
+    """Whether each node stands below an earlier one, or below the answer."""
+    return len(draft.ids) == len(draft.parents) and all(
+        -1 <= parent < node for node, parent in enumerate(draft.parents)
+    )
 
 
 def child(draft: Draft, node: int, token: int) -> int | None:
@@ -82,7 +90,7 @@ def joined(draft: Draft, written: Sequence[int], begins: int, more: Draft) -> Dr
         fresh = below(more, written[begins:])
         return fresh if fresh.ids else draft
     longer = attached(draft, begins - len(written), more)
-    return draft if longer is None else longer
+    return draft if longer is None else cut(longer, nodes=MOST_NODES, depth=MOST_NODES)
 
 
 def depths(parents: Sequence[int]) -> list[int]:

@@ -1,9 +1,9 @@
 """What travels between a drafter's device and its verifier: WebSocket messages of two msgpack objects.
 
-The first is the number of a session on this connection, the second what is said: a map (open, opened, the end,
-an error), bytes (a draft one way, an answer's tokens the other), or one number (a single token). Ids are packed
-into as many bits as the vocabulary needs, a tree's parents into as many as there are nodes before: about two
-bytes a token. Knows neither sockets nor models.
+The first is the number of a session on this connection, the second what is said: a map (open, opened, the
+end, an error), bytes (a draft one way, an answer's tokens the other), or a number (a single token). Ids are
+packed into as many bits as the vocabulary needs, a tree's parents into as many as there are nodes before:
+about two bytes a token. Knows neither sockets nor models.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgpack
 import numpy as np
 
 from consort.errors import RequestError
+from consort.models.drafts import MOST_NODES, is_chain
 from consort.types import Draft, Message, Request, TopK
 
 Payload: TypeAlias = "Mapping[str, Any] | bytes | int | None"
 
 CONTROL = 0  # the session number of what concerns the connection: a number comes back as it is
 MAX_BYTES = 4 << 20  # of a message
-MAX_NODES = 256  # of a draft
 _BEGINS_BITS, _CHAIN_BITS = 8, 1
 
 
@@ -30,7 +30,7 @@ def pack(session: int, payload: Payload) -> bytes:
     packer = msgpack.Packer(autoreset=False)
     packer.pack(session)
     packer.pack(payload)
-    return packer.bytes()
+    return bytes(packer.bytes())
 
 
 def unpack(data: bytes) -> tuple[int, Payload]:
@@ -68,7 +68,7 @@ def unpack_ids(data: bytes, bits: int) -> list[int]:
 def pack_draft(begins: int, draft: Draft, bits: int) -> bytes:
     """A draft that begins after so many tokens of the answer. The receiver knows about how many there are, so
     eight bits of the number will do."""
-    chain = draft.parents == tuple(range(-1, len(draft.ids) - 1))
+    chain = is_chain(draft.parents)
     fields = [(begins % 256, _BEGINS_BITS), (int(chain), _CHAIN_BITS)]
     for node, (token, parent) in enumerate(zip(draft.ids, draft.parents, strict=True)):
         fields.append((token, bits))
@@ -90,7 +90,7 @@ def unpack_draft(data: bytes, bits: int, *, written: int) -> tuple[int, Draft]:
         node = len(ids)
         ids.append(reader.take(bits))
         parents.append(node - 1 if chain else reader.take(node.bit_length()) - 1)
-        if parents[-1] >= node or node == MAX_NODES:
+        if parents[-1] >= node or node == MOST_NODES:
             raise RequestError("a draft that is no tree, or too large a one")
     return begins, Draft(tuple(ids), tuple(parents))
 

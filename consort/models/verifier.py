@@ -35,8 +35,10 @@ from consort.models.frames import (
 from consort.models.remote import Endpoint, Remote
 from consort.types import Draft, Request, TopK, Writing, Written
 
-RESUME_S = 2.0  # a broken connection is tried again for so long
+RESUME_S = 0.3  # a broken connection is tried again for so long; then the edge goes on (`takeover`)
 PAUSE_S = 0.05  # between two attempts
+PING_S = 0.15  # without a word, then the other end is asked whether it is there
+SILENT_S = 0.4  # without an answer to that, or four round trips, and the connection counts as broken
 
 
 class Verifier(Remote):
@@ -50,6 +52,7 @@ class Verifier(Remote):
         self._base_url = endpoint.base_url.rstrip("/")
         self._link: _Link | None = None
         self._linking = asyncio.Lock()
+        self._http: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
@@ -73,6 +76,9 @@ class Verifier(Remote):
         if self._link is not None:
             await self._link.close()
             self._link = None
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
         await super().close()
 
     async def link(self) -> _Link:
@@ -85,10 +91,20 @@ class Verifier(Remote):
                 self._link = await self._opened_link()
             return self._link
 
+    def _client(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            key, wait_s = self._endpoint.key, self._endpoint.connect_s
+            self._http = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=wait_s, sock_read=wait_s),
+            )
+        return self._http
+
     async def _opened_link(self) -> _Link:
         url = "ws" + self._base_url.removeprefix("http") + "/sessions"
         try:
-            socket = await self._pool().ws_connect(
+            socket = await self._client().ws_connect(
                 url, max_msg_size=MAX_BYTES, compress=0, heartbeat=20.0, autoping=True
             )
         except aiohttp.WSServerHandshakeError as error:
@@ -101,7 +117,7 @@ class Verifier(Remote):
 
     async def _fetched_tokenizer(self) -> Vocabulary:
         try:
-            async with self._pool().get(f"{self._base_url}/tokenizer") as response:
+            async with self._client().get(f"{self._base_url}/tokenizer") as response:
                 if response.status != 200:
                     raise self._failed(
                         f"shows no tokenizer ({response.status})", hint="is it `consort serve --role cloud`?"
@@ -117,6 +133,7 @@ class _Link:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.broken = False
         self.rtt_s = 0.0
+        self.heard_s = time.monotonic()
         self._socket = socket
         self._numbers = itertools.count(1)
         self._heard: dict[int, asyncio.Queue[Payload | UpstreamError]] = {}
@@ -172,7 +189,15 @@ class _Link:
             pass
         self._break()
 
+    def listen(self) -> None:
+        """Nothing was heard for a while: ask, and break off where nobody answers."""
+        if time.monotonic() - self.heard_s > max(SILENT_S, 4 * self.rtt_s):
+            self._break()
+        else:
+            self.ping()
+
     def _hear(self, session: int, payload: Payload) -> None:
+        self.heard_s = time.monotonic()
         if session == CONTROL:
             self.rtt_s = time.monotonic() - self._pinged_s
         elif (heard := self._heard.get(session)) is not None:
@@ -265,7 +290,14 @@ class RemoteWriting:
             self._link.forget(self._number)
 
     async def _next(self) -> Payload:
-        payload = await self._heard.get()
+        assert self._link is not None
+        while True:
+            try:
+                async with asyncio.timeout(PING_S):
+                    payload = await self._heard.get()
+                break
+            except TimeoutError:
+                self._link.listen()
         if isinstance(payload, UpstreamError):
             raise payload
         self.received_bytes += frame_bytes(len(pack(self._number, payload)), masked=False)
@@ -279,11 +311,12 @@ class RemoteWriting:
         self.resumed += 1
         while True:
             try:
-                await self.begin()
+                async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
+                    await self.begin()
                 return
-            except UpstreamError:
+            except (UpstreamError, TimeoutError):
                 if time.monotonic() > until_s:
-                    raise
+                    raise self._failed("cannot be reached again") from None
                 await asyncio.sleep(PAUSE_S)
 
     def _failed(self, what: str) -> UpstreamError:

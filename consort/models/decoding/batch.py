@@ -14,11 +14,19 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from consort.align import Vocabulary
-from consort.models.decoding.sampling import GREEDY, Sampling, choose, token_keys
+from consort.models.decoding.sampling import (
+    GREEDY,
+    Logits,
+    Sampling,
+    choose,
+    float64,
+    likeliest,
+    log_softmax,
+    token_keys,
+)
 from consort.models.drafts import NOTHING, below, chain, child, cut, first_path, is_chain, joined
 from consort.types import Draft, TopK
 
@@ -40,7 +48,7 @@ class Network(Protocol):
         starts: Sequence[int],
         every: bool,
         trees: Sequence[Sequence[int]] | None = None,
-    ) -> Tensor:
+    ) -> Logits:
         """Append tokens to the texts in `slots` (ascending), which hold `starts` tokens: logits [rows, V]
         after the last token of each row, or after `every` token, [tokens, V], row by row. `trees` are the
         parents of all nodes after each text, of which the row's tokens are the last: see `layout`."""
@@ -111,7 +119,7 @@ class Batch:
         self._swap(slot, len(self.rows) - 1)
         self.rows.pop()
 
-    def step(self, prompt_tokens: int) -> tuple[list[Token], list[tuple[Row, Tensor]]]:
+    def step(self, prompt_tokens: int) -> tuple[list[Token], list[tuple[Row, Logits]]]:
         """Write one token of every answer, and read about `prompt_tokens` of the prompts that wait; with the
         logits [V] of rows that now hold their place."""
         written, holding = self._write(), []
@@ -124,7 +132,7 @@ class Batch:
                 holding.append((row, logits_V))
         return written, holding
 
-    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
+    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Logits]]:
         """Read on in prompts, in the order of their slots; logits [V] of those that ended."""
         chosen: dict[int, int] = {}  # slot to tokens
         for slot in range(self.writing, len(self.rows)):
@@ -141,8 +149,8 @@ class Batch:
             del row.unread[: len(piece)]
         return [(row, logits_V) for row, logits_V in zip(rows, logits_RV, strict=True) if not row.unread]
 
-    def extend(self, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Append ids to rows that hold their place: logits [ids, V] after each id, one tensor a row."""
+    def extend(self, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> list[Logits]:
+        """Append ids to rows that hold their place: logits [ids, V] after each id, row by row."""
         order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
         slots = [self.rows.index(rows[index]) for index in order]
         logits_NV = self._read([rows[i] for i in order], [pieces[i] for i in order], slots, every=True)
@@ -150,7 +158,7 @@ class Batch:
 
     def read_levels(
         self, rows: Sequence[Row], levels: Sequence[Sequence[int]], trees: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
+    ) -> list[Logits]:
         """Read the last nodes of trees after rows that hold their place, which stay as they are: logits
         [nodes, V]."""
         order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
@@ -211,10 +219,13 @@ class Batch:
         return self._leave(written)
 
     @staticmethod
-    def _apart(logits_NV: Tensor, order: Sequence[int], pieces: Sequence[Sequence[int]]) -> list[Tensor]:
+    def _apart(logits_NV: Logits, order: Sequence[int], pieces: Sequence[Sequence[int]]) -> list[Logits]:
         """The logits of pieces that were read in another order, each for itself."""
-        parts = torch.split(logits_NV, [len(pieces[index]) for index in order])
-        return [part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0])]
+        ends = accumulate(len(pieces[index]) for index in order)
+        parts = {
+            index: logits_NV[end - len(pieces[index]) : end] for index, end in zip(order, ends, strict=True)
+        }
+        return [parts[index] for index in range(len(order))]
 
     def _verifiable(self, row: Row) -> Draft:
         """The part of a row's draft that fits into its answer and its slot."""
@@ -227,13 +238,13 @@ class Batch:
 
     def _read(
         self, rows: Sequence[Row], pieces: Sequence[Sequence[int]], slots: Sequence[int], *, every: bool
-    ) -> Tensor:
+    ) -> Logits:
         logits_NV = self.network.read(pieces, slots=slots, starts=[row.filled for row in rows], every=every)
         for row, piece in zip(rows, pieces, strict=True):
             row.filled += len(piece)
         return logits_NV[:, : self.vocabulary.size]  # a head may have more rows than there are tokens
 
-    def _chosen(self, rows: Sequence[Row], logits_RV: Tensor) -> list[Token]:
+    def _chosen(self, rows: Sequence[Row], logits_RV: Logits) -> list[Token]:
         """Each row's next token."""
         tokens = choose(
             logits_RV,
@@ -269,19 +280,19 @@ class Batch:
         return other
 
 
-def top_k(logits_V: Tensor, count: int) -> TopK:
+def top_k(logits_V: Logits, count: int) -> TopK:
     """The `count` likeliest tokens and the mass of the others."""
-    logp_V = logits_V.double().log_softmax(-1)
-    logp_K, ids_K = logp_V.topk(min(count, len(logp_V)))
-    rest = max(0.0, -float(torch.expm1(logp_K.logsumexp(-1))))
-    return TopK(ids_K.cpu().numpy(), logp_K.cpu().numpy(), rest)
+    logp_V = log_softmax(float64(logits_V))
+    ids_K = likeliest(logp_V, count)
+    logp_K = logp_V[ids_K]
+    return TopK(ids_K, logp_K, max(0.0, 1.0 - float(np.exp(logp_K).sum())))
 
 
 def _logprobs(
-    logits_V: Tensor, token: int, count: int | None
+    logits_V: Logits, token: int, count: int | None
 ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
     if count is None:
         return None, ()
-    logp_V = logits_V.float().log_softmax(-1)
-    values, ids = logp_V.topk(count)
-    return float(logp_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    logp_V = log_softmax(float64(logits_V))
+    ids = likeliest(logp_V, count)
+    return float(logp_V[token]), tuple(zip(ids.tolist(), logp_V[ids].tolist(), strict=True))

@@ -34,18 +34,18 @@ class ModelDrafter:
             session.close()
             raise
         sampling = Sampling(request.temperature, request.top_p, request.seed or 0)
-        if self._lm.tokenizer.sha256 == self._vocabulary.sha256:
-            return SameTokens(session, self._vocabulary, sampling)
-        return OtherTokens(
-            session, self._lm.tokenizer, self._vocabulary, sampling, beginning=not begun_text(request)
-        )
+        own, other, ends = self._lm.tokenizer, self._vocabulary, self._lm.model.end_ids
+        if own.sha256 == other.sha256:
+            return SameTokens(session, other, sampling, ends)
+        beginning = not begun_text(request)
+        return OtherTokens(session, own, other, sampling, ends, beginning=beginning)
 
 
 class _Session:
     """A drafter's session, and the draft that grows in it."""
 
-    def __init__(self, session: LocalSession, sampling: Sampling) -> None:
-        self._session, self._sampling = session, sampling
+    def __init__(self, session: LocalSession, sampling: Sampling, ends: frozenset[int]) -> None:
+        self._session, self._sampling, self._ends = session, sampling, ends
         self._growing: Growing | None = None
 
     async def _grown(
@@ -55,7 +55,7 @@ class _Session:
         position_of: Callable[[Sequence[int]], int],
         vocabulary: Vocabulary,
     ) -> Growing:
-        growing = Growing(shape, self._sampling, position_of, token_keys(vocabulary), vocabulary.eos_id)
+        growing = Growing(shape, self._sampling, position_of, token_keys(vocabulary), self._ends)
         self._growing = growing
         return await asyncio.wrap_future(self._session.draft(answer, growing))
 
@@ -73,8 +73,10 @@ class _Session:
 class SameTokens(_Session):
     """Drafts of a model that shares the other's tokenizer."""
 
-    def __init__(self, session: LocalSession, vocabulary: Vocabulary, sampling: Sampling) -> None:
-        super().__init__(session, sampling)
+    def __init__(
+        self, session: LocalSession, vocabulary: Vocabulary, sampling: Sampling, ends: frozenset[int]
+    ) -> None:
+        super().__init__(session, sampling, ends)
         self._vocabulary = vocabulary
 
     async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
@@ -92,10 +94,11 @@ class OtherTokens(_Session):
         own: Vocabulary,
         other: Vocabulary,
         sampling: Sampling,
+        ends: frozenset[int],
         *,
         beginning: bool,
     ) -> None:
-        super().__init__(session, sampling)
+        super().__init__(session, sampling, ends)
         self._own, self._other, self._beginning = own, other, beginning
 
     async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
@@ -121,7 +124,7 @@ class OtherTokens(_Session):
         places: dict[tuple[int, int], int] = {}  # (parent, token) to node
         leaves = set(range(len(growing.ids))) - set(growing.parents)
         for leaf in sorted(leaves, key=lambda node: -growing.chances[node]):
-            path, ended = growing.path(leaf), growing.ids[leaf] == growing.end
+            path, ended = growing.path(leaf), growing.ids[leaf] in growing.ends
             tokens = self._continued(text, path[:-1] if ended else path) or []
             if ended and self._other.eos_id is not None:
                 tokens.append(self._other.eos_id)

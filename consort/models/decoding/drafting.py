@@ -9,23 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
-from torch import Tensor
+import numpy as np
 
-from consort.models.decoding.sampling import Keys, Sampling, coupled
+from consort.models.decoding.sampling import (
+    Keys,
+    Logits,
+    Sampling,
+    Scores,
+    coupled,
+    float64,
+    likeliest,
+    log_softmax,
+)
 from consort.types import Draft, DraftShape
 
 
 @dataclass(slots=True)
 class Growing:
     """A draft that grows after a text. `position_of` says at which position of the answer a path's next token
-    stands, which decides its noise; `end` is the token that ends an answer."""
+    stands, which decides its noise; `ends` are the tokens that end an answer."""
 
     shape: DraftShape
     sampling: Sampling
     position_of: Callable[[Sequence[int]], int]
     keys: Keys
-    end: int | None
+    ends: frozenset[int]
     ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)  # that the answer goes along the path to a node
@@ -33,18 +43,17 @@ class Growing:
     levels: int = 0
     stopped: bool = False  # nobody waits for more
 
-    def grow(self, logits_LV: Tensor) -> bool:
+    def grow(self, logits_LV: Logits) -> bool:
         """Take the distributions after each node of the level; whether another level is wanted."""
         scores_LV = self._scores(logits_LV)
         width = min(self.shape.width, scores_LV.shape[-1])
-        best_LW, tokens_LW = (scores_LV / self.shape.spread).softmax(-1).topk(width)
-        found = []  # (chance, parent, token)
-        for node, chances, tokens in zip(self.level, best_LW.tolist(), tokens_LW.tolist(), strict=True):
-            if node < 0 or self.ids[node] != self.end:
+        found: list[tuple[float, int, int]] = []  # (chance, parent, token)
+        for node, logp_V in zip(self.level, log_softmax(scores_LV / self.shape.spread), strict=True):
+            if node < 0 or self.ids[node] not in self.ends:
                 above = self.chances[node] if node >= 0 else 1.0
-                found += [
-                    (above * chance, node, token) for chance, token in zip(chances, tokens, strict=True)
-                ]
+                tokens = likeliest(logp_V, width)
+                chances = above * np.exp(logp_V[tokens])
+                found += zip(chances.tolist(), repeat(node), tokens.tolist(), strict=False)
         found.sort(key=lambda one: -one[0])
         begin = len(self.ids)
         for chance, node, token in found[:width]:
@@ -74,8 +83,8 @@ class Growing:
             tuple(self.chances[node] for node in kept),
         )
 
-    def _scores(self, logits_LV: Tensor) -> Tensor:
+    def _scores(self, logits_LV: Logits) -> Scores:
         if self.sampling.temperature <= 0:
-            return logits_LV.double().cpu()
+            return float64(logits_LV)
         positions = [self.position_of(self.path(node)) for node in self.level]
         return coupled(logits_LV, [self.sampling] * len(positions), positions, self.keys)

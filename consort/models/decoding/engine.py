@@ -15,12 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
 from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Row, Token
 from consort.models.decoding.drafting import Growing
+from consort.models.decoding.sampling import Logits
 from consort.types import Draft
 
 PROMPT_TOKENS_ALONE = (
@@ -38,7 +36,7 @@ class Extension:
 
     row: Row
     ids: Sequence[int]
-    logits: Future[Tensor]  # [ids, V]
+    logits: Future[Logits]  # [ids, V]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,18 +50,24 @@ class Drafting:
 
 
 class Engine:
-    """A batch and the thread that steps it; `after_step` is called when a step's tokens have been heard."""
+    """A batch and the thread that steps it, which calls `enter_thread` first, and `after_step` when a step's
+    tokens have been heard."""
 
     def __init__(
-        self, open_batch: Callable[[], Batch], *, answers: int, threads: int, after_step: Callable[[], None]
+        self,
+        open_batch: Callable[[], Batch],
+        *,
+        answers: int,
+        enter_thread: Callable[[], None],
+        after_step: Callable[[], None],
     ) -> None:
-        self._open_batch, self._after_step = open_batch, after_step
-        self._answers, self._threads = answers, threads
+        self._open_batch, self._enter_thread, self._after_step = open_batch, enter_thread, after_step
+        self._answers = answers
         self._batch = open_batch()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Row] = deque()
         self._listeners: dict[Row, Listener] = {}
-        self._held: dict[Row, Future[Tensor]] = {}  # rows that hold their place; their prompts' last logits
+        self._held: dict[Row, Future[Logits]] = {}  # rows that hold their place; their prompts' last logits
         self._extensions: list[Extension] = []
         self._draftings: list[Drafting] = []
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
@@ -78,9 +82,9 @@ class Engine:
 
         self._orders.put(order)
 
-    def hold(self, row: Row) -> Future[Tensor]:
+    def hold(self, row: Row) -> Future[Logits]:
         """Read the row's prompt and keep it until it is dropped: logits [V] after the prompt."""
-        logits: Future[Tensor] = Future()
+        logits: Future[Logits] = Future()
 
         def order() -> None:
             if not logits.set_running_or_notify_cancel():  # nobody waits any more
@@ -97,7 +101,7 @@ class Engine:
         self._orders.put(order)
         return logits
 
-    def extend(self, row: Row, ids: Sequence[int]) -> Future[Tensor]:
+    def extend(self, row: Row, ids: Sequence[int]) -> Future[Logits]:
         """Append ids to a row that holds its place: logits [ids, V] after each."""
         extension = Extension(row, ids, Future())
 
@@ -146,7 +150,7 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # what the opening thread was told does not hold in this one
+        self._enter_thread()
         while self._obey():
             try:
                 self._step()
@@ -206,7 +210,7 @@ class Engine:
         """Every draft by one level: those that begin in one pass, and those under way in another."""
         beginning = [each for each in self._draftings if not each.growing.levels]
         growing = [each for each in self._draftings if each.growing.levels]
-        found: list[Tensor] = []
+        found: list[Logits] = []
         if beginning:
             read = self._batch.extend([each.row for each in beginning], [each.ids for each in beginning])
             found += [logits_TV[-1:] for logits_TV in read]

@@ -1,4 +1,5 @@
-"""A local model as the rest of consort asks it: streamed answers, and sessions whose distributions are read.
+"""A model on this machine as the rest of consort asks it: streamed answers, and sessions whose distributions
+are read, whichever library computes them (`Decodable`).
 
 Both are served by one engine, so what a session reads is what an answer is drawn from. Calls no tools. Holds
 the weights that the model had when it was opened.
@@ -10,23 +11,39 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from typing import TypeAlias
-
-from torch import Tensor
+from typing import Protocol, TypeAlias
 
 from consort.errors import ModelError
-from consort.models.decoding.batch import Batch, Row, Token, top_k
+from consort.models.decoding.batch import Batch, Network, Row, Token, top_k
 from consort.models.decoding.drafting import Growing
 from consort.models.decoding.engine import Engine, Listener
-from consort.models.decoding.network import open_network
-from consort.models.decoding.prompt import begun_text, prompt_ids
-from consort.models.decoding.sampling import Sampling
+from consort.models.decoding.prompt import Reader, begun_text, prompt_ids
+from consort.models.decoding.sampling import Logits, Sampling
 from consort.models.decoding.text import TextWriter
-from consort.models.local import LocalModel
+from consort.models.drafts import is_tree
 from consort.types import Capability, Chunk, Draft, Request, TokenLogprob, TopK, Usage, Written
 
 News: TypeAlias = "Chunk | Written | ModelError"
 Heard: TypeAlias = "asyncio.Queue[News]"
+
+
+class Decodable(Reader, Protocol):
+    """A model that this machine can compute: `LocalModel`, `GgufModel`."""
+
+    context_tokens: int
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens of which any ends an answer."""
+        ...
+
+    def open_network(self, *, slots: int, positions: int) -> Network:
+        """Its weights, with a cache of `slots` texts of up to `positions` tokens each."""
+        ...
+
+    def enter_thread(self) -> None:
+        """Called first in the thread that will compute."""
+        ...
 
 
 class LocalLM:
@@ -41,7 +58,7 @@ class LocalLM:
 
     def __init__(
         self,
-        model: LocalModel,
+        model: Decodable,
         *,
         answers: int = 8,
         sessions: int = 4,
@@ -55,11 +72,11 @@ class LocalLM:
         self._closed = False
 
         def open_batch() -> Batch:
-            network = open_network(model, slots=answers + sessions, positions=self.context_tokens)
+            network = model.open_network(slots=answers + sessions, positions=self.context_tokens)
             return Batch(network, model.vocabulary)
 
         self._engine = Engine(
-            open_batch, answers=answers, threads=model.runtime.threads, after_step=self._deliver
+            open_batch, answers=answers, enter_thread=model.enter_thread, after_step=self._deliver
         )
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -83,24 +100,28 @@ class LocalLM:
         """Begin to answer, or go on after an answer's first tokens, which are not written again."""
         row = self._row(request, after)
         heard: Heard = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        loop, ends = asyncio.get_running_loop(), self.model.end_ids
 
         def listen(one: Token | ModelError) -> bool:
             if isinstance(one, ModelError):
                 self._tell(loop, heard, one)
-            else:
-                self._tell(loop, heard, Written(() if one.finish == "stop" else (one.token,), one.finish))
-            return False
+                return True
+            ended = one.token in ends
+            self._tell(loop, heard, Written(() if ended else (one.token,), "stop" if ended else one.finish))
+            return ended
 
+        prompt_tokens = len(row.unread) - len(after)
         self._engine.write(row, listen)
-        return LocalWriting(self._engine, row, heard, prompt_tokens=len(row.unread) - len(after))
+        return LocalWriting(
+            self._engine, row, heard, prompt_tokens=prompt_tokens, vocabulary_size=self.tokenizer.size
+        )
 
     def open(self, request: Request) -> tuple[LocalSession, TopK]:
         """Read the request; returns the session and the distribution of the first token of the answer."""
         session, logits = self.hold(request)
         return session, top_k(logits.result(), self._alternatives)
 
-    def hold(self, request: Request) -> tuple[LocalSession, Future[Tensor]]:
+    def hold(self, request: Request) -> tuple[LocalSession, Future[Logits]]:
         """A session that begins to read the request now: close it also if it is not waited for."""
         row = self._row(request)
         row.max_new_tokens = 0
@@ -150,22 +171,23 @@ class LocalLM:
         token."""
         text = TextWriter(self.tokenizer, stop=request.stop, beginning=not begun_text(request))
         prompt_tokens, loop = len(row.unread), asyncio.get_running_loop()
+        ends = self.model.end_ids
 
         def listen(one: Token | ModelError) -> bool:
             if isinstance(one, ModelError):
                 self._tell(loop, heard, one)
                 return True
-            ended = one.finish == "stop"
+            ended = one.token in ends
             piece, logprobs = ("", ()) if ended else text.write(one.token, self._logprob(one))
-            if one.finish and not text.stopped:
+            if (one.finish or ended) and not text.stopped:
                 rest, further = text.end()
                 piece, logprobs = piece + rest, logprobs + further
-            if not (one.finish or text.stopped):
+            if not (one.finish or ended or text.stopped):
                 if piece:
                     self._tell(loop, heard, Chunk(piece, self.name, logprobs=logprobs))
                 return False
             usage = Usage(prompt_tokens, len(row.written) - ended)
-            finish = "stop" if text.stopped else one.finish
+            finish = "stop" if text.stopped or ended else one.finish
             self._tell(loop, heard, Chunk(piece, self.name, finish, usage, logprobs))
             return True
 
@@ -202,8 +224,11 @@ class LocalWriting:
 
     rtt_s = 0.0
 
-    def __init__(self, engine: Engine, row: Row, heard: Heard, *, prompt_tokens: int) -> None:
+    def __init__(
+        self, engine: Engine, row: Row, heard: Heard, *, prompt_tokens: int, vocabulary_size: int
+    ) -> None:
         self._engine, self._row, self._heard = engine, row, heard
+        self._vocabulary_size = vocabulary_size
         self.prompt_tokens = prompt_tokens
 
     async def written(self) -> AsyncIterator[Written]:
@@ -223,8 +248,9 @@ class LocalWriting:
             yield Written(tuple(ids), finish)
 
     def draft(self, begins: int, draft: Draft) -> None:
-        """Say what may come after the answer's first `begins` tokens."""
-        self._engine.take(self._row, begins, draft)
+        """Say what may come after the answer's first `begins` tokens. What is no draft is left out."""
+        if is_tree(draft) and all(0 <= token < self._vocabulary_size for token in draft.ids):
+            self._engine.take(self._row, begins, draft)
 
     async def close(self) -> None:
         """Write no further."""
@@ -249,7 +275,7 @@ class LocalSession:
         if self._row.filled + len(ids) > self._context_tokens:
             raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
         self._text[self._row.filled :] = ids
-        logits: Future[Tensor] = self._engine.extend(self._row, list(ids))
+        logits: Future[Logits] = self._engine.extend(self._row, list(ids))
         return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
 
     def rewind(self, num_tokens: int) -> None:
