@@ -25,7 +25,7 @@ from consort.inference.pace import Pace
 from consort.inference.single import answered_by, cloud_of
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.text import TextWriter
-from consort.models.drafts import NOTHING, below, child, depths, first_path, joined
+from consort.models.drafts import NOTHING, below, child, depths, first_path, is_sound, joined
 from consort.types import (
     Chunk,
     Consort,
@@ -207,7 +207,7 @@ class _Run:
         began_s = time.monotonic()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
         took_s = time.monotonic() - began_s
-        if not draft.ids:
+        if not draft.ids or not is_sound(draft, self.vocabulary.size):
             return False
         self.pace.drafted(1 + max(depths(draft.parents)), took_s)
         held = self.pending

@@ -20,7 +20,7 @@ from consort.models.decoding.engine import Engine, Listener
 from consort.models.decoding.prompt import Reader, begun_text, prompt_ids
 from consort.models.decoding.sampling import Logits, Sampling
 from consort.models.decoding.text import TextWriter
-from consort.models.drafts import is_tree
+from consort.models.drafts import is_sound
 from consort.types import Capability, Chunk, Draft, Request, TokenLogprob, TopK, Usage, Written
 
 News: TypeAlias = "Chunk | Written | ModelError"
@@ -249,7 +249,7 @@ class LocalWriting:
 
     def draft(self, begins: int, draft: Draft) -> None:
         """Say what may come after the answer's first `begins` tokens. What is no draft is left out."""
-        if is_tree(draft) and all(0 <= token < self._vocabulary_size for token in draft.ids):
+        if is_sound(draft, self._vocabulary_size):
             self._engine.take(self._row, begins, draft)
 
     async def close(self) -> None:
