@@ -30,6 +30,7 @@ VERBS = {
     "chat": "talk to a model or adapter",
     "serve": "answer behind one OpenAI-compatible endpoint",
     "keys": "make, list and revoke the keys of the endpoint",
+    "verify-receipt": "prove that an answer written with drafts is the cloud model's own",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }
 
@@ -73,7 +74,7 @@ def _run(words: list[str]) -> int:
     if not verb:
         parser.parse_args(words)  # --help and --version leave here
         parser.error("a verb is missing; `consort --help` lists them")
-    module = importlib.import_module(f"consort.cli.{verb}")
+    module = importlib.import_module(f"consort.cli.{verb.replace('-', '_')}")
     module.add_arguments(verbs[verb])
     code: int = module.run(parser.parse_args(words))
     return code

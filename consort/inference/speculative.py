@@ -152,6 +152,9 @@ class _Run:
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
             "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
+            "temperature": self.request.temperature,
+            "top_p": self.request.top_p,
+            "max_tokens": self.request.max_tokens,
             "passes": self.pieces,
             "drafted": self.drafted,
             "accepted": self.accepted,
