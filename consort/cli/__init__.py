@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from consort import __version__
 from consort.errors import ConsortError, MissingExtraError
@@ -74,10 +75,15 @@ def _run(words: list[str]) -> int:
     if not verb:
         parser.parse_args(words)  # --help and --version leave here
         parser.error("a verb is missing; `consort --help` lists them")
-    module = importlib.import_module(f"consort.cli.{verb.replace('-', '_')}")
+    module = verb_module(verb)
     module.add_arguments(verbs[verb])
     code: int = module.run(parser.parse_args(words))
     return code
+
+
+def verb_module(verb: str) -> ModuleType:
+    """The file of a verb."""
+    return importlib.import_module(f"consort.cli.{verb.replace('-', '_')}")
 
 
 def command_line() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(proof.told()))
     elif proof.same:
-        print(
-            f"identical: {model.name} alone, with seed {claim.seed}, writes these {proof.characters} characters"
-        )
+        print(f"identical: {model.name} alone writes the same, with seed {claim.seed}")
     else:
         print(f"different from character {proof.differs_at} on", file=sys.stderr)
         print(f"  the answer: …{proof.said!r}", file=sys.stderr)

@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_an_answer_is_proved(files, capsys):
     assert main(["verify-receipt", *map(str, files), "--model", "zoo:cloud"]) == 0
-    assert capsys.readouterr().out.startswith("identical: cloud alone, with seed ")
+    assert capsys.readouterr().out.startswith("identical: cloud alone writes the same, with seed ")
 
 
 def test_another_answer_and_another_model_are_told_apart(files, tmp_path, capsys):
