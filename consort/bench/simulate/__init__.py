@@ -4,9 +4,11 @@ proxy that shapes real connections (`shaped_proxy`). docs/network.md says what t
 from consort.bench.simulate.clock import (
     Processor,
     VirtualLoop,
+    held_clock,
     precise_loop,
     precise_run,
     sleep_until,
+    take_precedence,
     virtual_run,
 )
 from consort.bench.simulate.link import Arrival, Lane, Link, trace_link
@@ -27,11 +29,13 @@ __all__ = [
     "VirtualLoop",
     "Wire",
     "connected",
+    "held_clock",
     "precise_loop",
     "precise_run",
     "read_trace",
     "shaped_proxy",
     "sleep_until",
+    "take_precedence",
     "trace_link",
     "virtual_run",
 ]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -21,12 +23,13 @@ Args = TypeVarTuple("Args")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that starts at second 0 and never waits, except for its own threads."""
+    """An event loop that starts at second 0 and never waits, except for work that `held_clock` or
+    `asyncio.to_thread` announces."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
         self._timers_s: list[float] = []  # a heap of when something was to happen, cancelled or not
-        self._threads_busy = 0
+        self._holds = 0
         super().__init__(_Jumping(self))
 
     def time(self) -> float:
@@ -49,16 +52,30 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Future[T]:
         """As any loop's; the clock stands still until the work is done."""
         work = super().run_in_executor(executor, func, *args)
-        self._threads_busy += 1
-        work.add_done_callback(self._thread_done)
+        self.hold()
+        work.add_done_callback(lambda _: self.release())
         return work
 
-    def _thread_done(self, work: asyncio.Future[Any]) -> None:
-        self._threads_busy -= 1
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """As any loop's; it waits for threads, however long they take."""
+        self.hold()
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self.release()
 
+    @property
     def stands_still(self) -> bool:
-        """Whether a thread is at work, which takes real time and no virtual time."""
-        return self._threads_busy > 0
+        """Whether real work is going on, which takes no virtual time."""
+        return self._holds > 0
+
+    def hold(self) -> None:
+        """Stop the clock until `release` was called as often."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        self._holds -= 1
 
     def jump(self, seconds: float) -> None:
         """Move the clock to the timer that is so far away."""
@@ -71,6 +88,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now_s = then_s
 
 
+@contextmanager
+def held_clock() -> Iterator[None]:
+    """Virtual time stands still in this block, for what really computes in a thread of its own, as a local
+    model does; its cost is stated afterwards (`Processor.spend`). On other loops it does nothing."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        yield
+        return
+    loop.hold()
+    try:
+        yield
+    finally:
+        loop.release()
+
+
 class _Jumping(selectors.SelectSelector):
     """Where an ordinary loop would wait, this one's clock jumps."""
 
@@ -80,7 +112,7 @@ class _Jumping(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         at_once = timeout is not None and timeout <= 0
-        if self._loop.stands_still() and not at_once:
+        if self._loop.stands_still and not at_once:
             return super().select(None)
         events = super().select(0)
         if events or at_once:
@@ -109,6 +141,16 @@ def precise_run(main: Coroutine[Any, Any, T]) -> T:
 def precise_loop() -> asyncio.SelectorEventLoop:
     """A loop on `select`, which takes microseconds where `epoll` takes milliseconds."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+def take_precedence() -> bool:
+    """Put this process before all ordinary work on the machine, so that it wakes when it should. For what
+    mostly waits: a proxy, a measuring client. False where the system forbids it (on Linux it takes root)."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (AttributeError, PermissionError):
+        return False
+    return True
 
 
 async def sleep_until(at_s: float) -> None:

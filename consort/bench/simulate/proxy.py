@@ -115,21 +115,21 @@ class Shaper:
         self.loop = asyncio.get_running_loop()
         self.port = 0  # on 127.0.0.1, once started
         self.up_bytes = self.down_bytes = 0  # read so far from clients, and from upstream
-        self._upstream, self._seed = upstream, seed
+        self._upstream = upstream
         self._sides: set[_Side] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._break_timer: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
-        self._begin(link)
+        self._begin(link, seed)
 
     async def start(self) -> None:
         """Listen on a free port of this machine alone."""
         self._server = await self.loop.create_server(lambda: _Side(self, self._up), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def reshape(self, link: Link) -> None:
+    def reshape(self, link: Link, *, seed: int = 0) -> None:
         """Another link from now on, its seconds begun anew; connections and what is queued stay."""
-        self._begin(link)
+        self._begin(link, seed)
 
     def cut(self) -> None:
         """Break every connection now, at both ends: what is on its way is lost."""
@@ -166,10 +166,10 @@ class Shaper:
             self.down_bytes += num_bytes
         return [(self._begun_s + at_s, size) for at_s, size in lane.send(self._now_s(), num_bytes)]
 
-    def _begin(self, link: Link) -> None:
+    def _begin(self, link: Link, seed: int) -> None:
         self._begun_s = self.loop.time()
-        self._up, self._down = lanes(link, self._seed)
-        self._outages = Outages(link, self._seed)
+        self._up, self._down = lanes(link, seed)
+        self._outages = Outages(link, seed)
         self._plan_break()
 
     def _plan_break(self) -> None:
@@ -196,6 +196,7 @@ class Shaper:
             return
         for lane in (self._up, self._down):
             await sleep_until(self.carry(lane, 0)[-1][0])
+        self.carry(self._up, 0)
         upstream = _Side(self, self._down)
         upstream.other = client
         try:

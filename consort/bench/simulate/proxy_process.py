@@ -1,8 +1,8 @@
 """The shaping proxy in a process of its own, so that neither client nor server disturbs its timers.
 
 `shaped_proxy` starts it and talks to it over its standard input and output, a line of JSON each way. It ends
-when its parent does. Needs no special rights; where it may, it takes the ordinary priority back from a nice
-parent. Starting it takes a moment and blocks: do it before the loop that measures runs.
+when its parent does. Needs no special rights; where it may, it takes precedence over other work. Starting it
+takes a moment and blocks: do it before the loop that measures runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consort.bench.simulate.clock import precise_run
+from consort.bench.simulate.clock import precise_run, take_precedence
 from consort.bench.simulate.link import Link
 from consort.bench.simulate.proxy import Shaper
 from consort.bench.simulate.trace import Trace
@@ -39,9 +39,9 @@ class ShapedProxy:
         """Break every connection now, at both ends: what is on its way is lost. `outage_s` follows."""
         _ask(self.process, "cut")
 
-    def reshape(self, link: Link) -> None:
+    def reshape(self, link: Link, *, seed: int = 0) -> None:
         """Another link from now on, its seconds (traces, breaks) begun anew."""
-        _ask(self.process, "reshape", link=asdict(link))
+        _ask(self.process, "reshape", link=asdict(link), seed=seed)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes read so far from clients (up) and from the server (down), as TCP payload."""
@@ -82,8 +82,7 @@ def shaped_proxy(
 
 def obey() -> None:
     """The process: does what it reads, until there is nothing more to read."""
-    with suppress(OSError):  # only root may become less nice
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    take_precedence()
     with suppress(KeyboardInterrupt):
         precise_run(_obey())
 
@@ -114,7 +113,7 @@ async def _obey() -> None:
             told = {"port": shaper.port}
         assert shaper, "start comes first"
         if asked["what"] == "reshape":
-            shaper.reshape(_link(asked["link"]))
+            shaper.reshape(_link(asked["link"]), seed=asked["seed"])
         elif asked["what"] == "cut":
             shaper.cut()
         elif asked["what"] == "traffic":
