@@ -1,10 +1,10 @@
-"""Do the two networks agree? The same conversations over the same links, once in virtual time and once as real
-traffic through the shaping proxy: ratios of what each took.
+"""Do the two networks agree? The same conversations over the same links, once in virtual time and once as
+real traffic through the shaping proxy: ratios of what each took.
 
-Links: round trips of 20, 50 and 100 ms, jitter 0 and 10 ms, 1 and 20 Mbit/s, loss 0 and 1 %; and real traces at
-50 ms. Each repetition has another seed, the same in both. Real time runs in this process (device and cloud, on
-loopback) and the proxy's; where they may, both come before other work. Traces on which a conversation would take
-more than a minute are begun elsewhere: puffer's slowest hours are as good as no network.
+Links: round trips of 20, 50 and 100 ms, jitter 0 and 10 ms, 1 and 20 Mbit/s, loss 0 and 1 %; and real traces
+at 50 ms. Each repetition has another seed, the same in both. Real time runs in this process (device and
+cloud, on loopback) and the proxy's; where they may, both come before other work. Traces on which all four
+conversations would take more than a minute are begun elsewhere: puffer's slowest hours are hardly a network.
 
     env OMP_NUM_THREADS=1 python experiments/network.py [--repeats 3] [--traces 12]
 """
@@ -154,10 +154,10 @@ def as_markdown(result: dict) -> str:
     lines = [
         "# Network: virtual time against real traffic through the proxy",
         "",
-        f"Commit {result['commit']}; {result['hardware']}; load {result['load']}; precedence over other work: "
-        f"{'yes' if result['precedence'] else 'no'}. {result['repeats']} repetitions a link, seeds 0 and on, the "
-        "same in both. A cell: median seconds in virtual time / in real time (ratio; the repetition whose total "
-        "differs most).",
+        f"Commit {result['commit']}; {result['hardware']}; load {result['load']}; before other work: "
+        f"{'yes' if result['precedence'] else 'no'}. {result['repeats']} repetitions a link, seeds 0 and on, "
+        "the same in both. A cell: median seconds in virtual time / in real time (ratio; the repetition "
+        "whose total differs most).",
         "",
         f"Asked: within 10 %. Within: {within} of {len(every)}. Median ratio and range by case: "
         + "; ".join(
@@ -171,7 +171,8 @@ def as_markdown(result: dict) -> str:
     ]
     for name, row in rows.items():
         cells = [
-            f"{cell['virtual_s']:.3f} / {cell['real_s']:.3f} ({cell['ratio']:.3f}; {cell['worst_repeat']:.2f})"
+            f"{cell['virtual_s']:.3f} / {cell['real_s']:.3f} "
+            f"({cell['ratio']:.3f}; {cell['worst_repeat']:.2f})"
             for cell in (row[case] for case in CASES)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")

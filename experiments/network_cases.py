@@ -1,4 +1,4 @@
-"""Conversations between a device and the cloud, to measure a network by: the same code in virtual time and in real
+"""Conversations between a device and the cloud, to measure a network by: the same code in virtual and in real
 time. Computation is a wait of stated length; what is measured is seconds of the running loop's clock.
 """
 
@@ -78,7 +78,7 @@ async def bulk_cloud(channel: Channel) -> None:
 
 
 async def verify_device(channel: Channel) -> list[float]:
-    """Ten rounds of speculation: four ids drafted, sent up, verified in one step, answered: seconds of each."""
+    """Ten rounds of speculation, four ids drafted, sent, verified in one step, answered: seconds of each."""
     seen = []
     for _ in range(10):
         begun_s = _now_s()

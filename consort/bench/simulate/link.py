@@ -17,6 +17,7 @@ from random import Random
 from typing import NamedTuple
 
 from consort.bench.simulate.trace import BYTES_PER_MBIT, Trace, read_trace
+from consort.bench.simulate.window import Window
 from consort.errors import ConfigError
 
 SEGMENT_BYTES = 1448  # of payload: 1,500 less the headers of IPv4 and of TCP with time stamps
@@ -72,39 +73,46 @@ class Lane:
     def __init__(self, link: Link, mbit_s: float | Trace, rng: Random) -> None:
         self._link, self._rng = link, rng
         self._finish_s = finishing(mbit_s)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget what is on its way, and begin as a new connection does."""
         self._free_s = -math.inf  # the last segment has left
         self._last_s = -math.inf  # the last segment has come out
+        self._window = Window(self._link.rto_s)
 
     def send(self, now_s: float, num_bytes: int) -> list[Arrival]:
         """What a write of `num_bytes` at `now_s` becomes; `now_s` never falls from call to call. A write of
         nothing is one empty segment."""
-        link, start_s = self._link, max(now_s, self._free_s)
-        sizes = segments(num_bytes)
-        left_s, passed = [], 0
-        for size in sizes:  # from the write's beginning, so that rounding does not add up
-            passed += size + link.header_bytes
-            left_s.append(self._finish_s(start_s, passed))
-        self._free_s = left_s[-1]
+        link, sizes = self._link, segments(num_bytes)
+        from_s, passed = max(now_s, self._free_s), 0
+        self._window.rest(now_s - self._free_s)
         arrivals = []
         for index, size in enumerate(sizes):
-            sent_s = self._sent_s(left_s, index)
+            free_s = max(now_s, self._free_s)
+            opens_s = self._window.opens_s(free_s)
+            if opens_s > free_s:
+                from_s, passed = opens_s, 0
+            passed += size + link.header_bytes
+            # reckoned from where the segments follow one another, so that rounding does not add up
+            self._free_s = self._finish_s(from_s, passed)
+            sent_s = self._sent_s(self._free_s, num_following=len(sizes) - 1 - index)
+            if sent_s > self._free_s:
+                self._window.lost(self._free_s, sent_s + link.rtt_s)
             late_s = self._rng.uniform(-link.jitter_s, link.jitter_s) if link.jitter_s else 0.0
+            self._window.sent(sent_s + link.rtt_s + late_s)
             self._last_s = max(self._last_s, sent_s + (link.rtt_s / 2 + late_s))
             arrivals.append(Arrival(self._last_s, size))
         return arrivals
 
-    def drop(self) -> None:
-        """Forget what is on its way: its connection broke."""
-        self._free_s = self._last_s = -math.inf
-
-    def _sent_s(self, left_s: list[float], index: int) -> float:
-        """When the copy that is not lost leaves: the first; a second as soon as three later segments have
-        told of the loss; else one after a time-out, which doubles (RFC 6298, 5.5)."""
-        link, sent_s, wait_s = self._link, left_s[index], self._link.rto_s
+    def _sent_s(self, left_s: float, num_following: int) -> float:
+        """When the copy that is not lost leaves: the first; a second as soon as later segments have told of
+        the loss; else one after a time-out, which doubles (RFC 6298, 5.5)."""
+        link, sent_s, wait_s = self._link, left_s, self._link.rto_s
         if not link.loss or self._rng.random() >= link.loss:
             return sent_s
-        told = index + DUPLICATES
-        sent_s = left_s[told] + link.rtt_s if told < len(left_s) else sent_s + wait_s
+        told = num_following >= DUPLICATES
+        sent_s += link.rtt_s if told else wait_s
         while self._rng.random() < link.loss:
             wait_s *= 2
             sent_s += wait_s

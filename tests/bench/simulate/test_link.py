@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from consort.bench.simulate.link import SEGMENT_BYTES, Lane, Link, Outages, lanes, segments
 from consort.bench.simulate.trace import BYTES_PER_MBIT, Trace
+from consort.bench.simulate.window import INITIAL_SEGMENTS
 from consort.errors import ConfigError
 
 seconds = st.floats(0, 10)
@@ -31,10 +32,12 @@ def links(draw: st.DrawFn) -> Link:
 writes = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 50_000)), min_size=1, max_size=30)
 
 
-@given(seconds, seconds, rates, st.integers(0, 10**6))
+@given(seconds, seconds, rates, st.one_of(st.integers(0, 14_480), st.integers(0, 10**6)))
 def test_a_constant_link_is_its_closed_form_exactly(
     now_s: float, rtt_s: float, rate: float, num_bytes: int
 ) -> None:
+    """Up to the first window; of any length where acknowledgements take no time."""
+    rtt_s *= num_bytes <= INITIAL_SEGMENTS * SEGMENT_BYTES
     link = Link(rtt_s, up_mbit_s=rate)
     total = num_bytes + max(1, math.ceil(num_bytes / SEGMENT_BYTES)) * link.header_bytes
     arrival = lanes(link, seed=0)[0].send(now_s, num_bytes)[-1]
@@ -125,6 +128,33 @@ def test_a_loss_that_segments_follow_costs_a_round_trip_and_holds_back_what_is_b
     assert (
         arrival_times(link, 5 * SEGMENT_BYTES, 3)[3:] == [pytest.approx(0.35)] * 2
     )  # one follows, not three
+
+
+def test_slow_start_doubles_what_is_on_its_way_each_round_trip_and_begins_anew_after_a_rest() -> None:
+    lane = Lane(Link(0.1), math.inf, Random(0))
+
+    def rounds(begin_s: float, num_segments: int) -> list[int]:
+        took = [at_s - begin_s for at_s, _ in lane.send(begin_s, num_segments * SEGMENT_BYTES)]
+        return [sum(abs(s - (0.05 + 0.1 * turn)) < 1e-9 for s in took) for turn in range(4)]
+
+    assert rounds(0, 80) == [10, 20, 40, 10]
+    assert rounds(0.4, 80) == [80, 0, 0, 0]  # at once: the window has opened
+    assert rounds(9, 25) == [10, 15, 0, 0]
+
+
+def test_a_window_that_is_not_used_does_not_open() -> None:
+    lane = Lane(Link(0.1), math.inf, Random(0))
+    for token in range(100):
+        lane.send(0.04 * token, 5)
+    took = [at_s - 4 for at_s, _ in lane.send(4, 25 * SEGMENT_BYTES)]
+    assert max(took) > 0.1
+
+
+def test_a_loss_narrows_the_window_once_a_round_trip() -> None:
+    def seconds_with(*lost: int) -> float:
+        return arrival_times(Link(0.1, loss=0.5), 400 * SEGMENT_BYTES, *lost)[-1]
+
+    assert seconds_with() < seconds_with(50) == seconds_with(50, 52) < seconds_with(50, 200)
 
 
 def test_the_share_of_losses_and_the_mean_of_jitter_are_as_named() -> None:
