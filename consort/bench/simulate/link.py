@@ -1,9 +1,9 @@
 """A network link between a device and the cloud, as one TCP connection meets it: when the bytes come out.
 
 One model for both ways of measuring: `wire` obeys it on a virtual clock, `proxy` on real connections. A write
-is cut into segments; each takes its turn at the link's rate, travels half a round trip, comes late by jitter,
-or again if it was lost, and is delivered in order. docs/network.md says where the figures come from, and what
-is left out: congestion control, acknowledgements' bytes, the room a resent segment takes.
+is cut into segments; each waits for the window and its turn at the link's rate, travels half a round trip,
+comes late by jitter, or again if it was lost, and is delivered in order. docs/network.md says where the
+figures come from, and what is left out.
 """
 
 from __future__ import annotations

@@ -12,21 +12,23 @@ import math
 import socket
 import struct
 from collections import deque
+from typing import Literal, TypeAlias
 
 from consort.bench.simulate.clock import sleep_until
 from consort.bench.simulate.link import Lane, Link, Outages, lanes
 
+Direction: TypeAlias = Literal["up", "down"]
 _MOST_QUEUED_BYTES = 1 << 20  # a direction; beyond, the sender's own buffers fill
 
 
 class _Side(asyncio.Protocol):
-    """One of the two connections that the proxy holds for a client: what it reads goes through `lane` and is
+    """One of the two connections that the proxy holds for a client: what it reads goes in `direction` and is
     written at the other side."""
 
-    def __init__(self, shaper: Shaper, lane: Lane) -> None:
+    def __init__(self, shaper: Shaper, direction: Direction) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _Side | None = None
-        self._shaper, self._lane = shaper, lane
+        self._shaper, self._direction = shaper, direction
         self._to_write: deque[tuple[float, bytes | None]] = deque()  # (loop's second, bytes or the end)
         self._queued_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -42,7 +44,7 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         assert self.other, "reads before its handshake"
         rest = memoryview(data)
-        for at_s, num_bytes in self._shaper.carry(self._lane, len(data)):
+        for at_s, num_bytes in self._shaper.carry(self._direction, len(data)):
             self.other.write_at(at_s, bytes(rest[:num_bytes]))
             rest = rest[num_bytes:]
         if self.transport and self.other._queued_bytes > _MOST_QUEUED_BYTES:
@@ -51,7 +53,7 @@ class _Side(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._has_read_end = True
         if self.other:
-            self.other.write_at(self._shaper.carry(self._lane, 0)[-1][0], None)
+            self.other.write_at(self._shaper.carry(self._direction, 0)[-1][0], None)
         self._close_if_ended()
         return True  # the other direction stays open
 
@@ -114,7 +116,7 @@ class Shaper:
     def __init__(self, link: Link, upstream: tuple[str, int], *, seed: int = 0) -> None:
         self.loop = asyncio.get_running_loop()
         self.port = 0  # on 127.0.0.1, once started
-        self.up_bytes = self.down_bytes = 0  # read so far from clients, and from upstream
+        self.read_bytes: dict[Direction, int] = {"up": 0, "down": 0}  # from clients, and from upstream
         self._upstream = upstream
         self._sides: set[_Side] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -124,7 +126,7 @@ class Shaper:
 
     async def start(self) -> None:
         """Listen on a free port of this machine alone."""
-        self._server = await self.loop.create_server(lambda: _Side(self, self._up), "127.0.0.1", 0)
+        self._server = await self.loop.create_server(lambda: _Side(self, "up"), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def reshape(self, link: Link, *, seed: int = 0) -> None:
@@ -158,17 +160,16 @@ class Shaper:
         """A connection has ended."""
         self._sides.discard(side)
 
-    def carry(self, lane: Lane, num_bytes: int) -> list[tuple[float, int]]:
+    def carry(self, direction: Direction, num_bytes: int) -> list[tuple[float, int]]:
         """When what was read now is to be written: the loop's seconds and bytes, in order."""
-        if lane is self._up:
-            self.up_bytes += num_bytes
-        else:
-            self.down_bytes += num_bytes
-        return [(self._begun_s + at_s, size) for at_s, size in lane.send(self._now_s(), num_bytes)]
+        self.read_bytes[direction] += num_bytes
+        arrivals = self._lanes[direction].send(self._now_s(), num_bytes)
+        return [(self._begun_s + at_s, size) for at_s, size in arrivals]
 
     def _begin(self, link: Link, seed: int) -> None:
         self._begun_s = self.loop.time()
-        self._up, self._down = lanes(link, seed)
+        up, down = lanes(link, seed)
+        self._lanes: dict[Direction, Lane] = {"up": up, "down": down}
         self._outages = Outages(link, seed)
         self._plan_break()
 
@@ -181,8 +182,8 @@ class Shaper:
 
     def _break(self, now_s: float) -> None:
         self._outages.begin(now_s)
-        self._up.drop()
-        self._down.drop()
+        for lane in self._lanes.values():
+            lane.drop()
         for side in list(self._sides):
             side.abort()
         self._plan_break()
@@ -194,10 +195,10 @@ class Shaper:
         if self._outages.refuses(self._now_s()):
             client.abort()
             return
-        for lane in (self._up, self._down):
-            await sleep_until(self.carry(lane, 0)[-1][0])
-        self.carry(self._up, 0)
-        upstream = _Side(self, self._down)
+        await sleep_until(self.carry("up", 0)[-1][0])
+        await sleep_until(self.carry("down", 0)[-1][0])
+        self.carry("up", 0)
+        upstream = _Side(self, "down")
         upstream.other = client
         try:
             await self.loop.create_connection(lambda: upstream, *self._upstream)

@@ -46,7 +46,7 @@ class ShapedProxy:
     def traffic(self) -> tuple[int, int]:
         """Bytes read so far from clients (up) and from the server (down), as TCP payload."""
         told = _ask(self.process, "traffic")
-        return told["up_bytes"], told["down_bytes"]
+        return told["up"], told["down"]
 
 
 @contextmanager
@@ -117,7 +117,7 @@ async def _obey() -> None:
         elif asked["what"] == "cut":
             shaper.cut()
         elif asked["what"] == "traffic":
-            told = {"up_bytes": shaper.up_bytes, "down_bytes": shaper.down_bytes}
+            told = {"up": shaper.read_bytes["up"], "down": shaper.read_bytes["down"]}
         print(json.dumps(told), flush=True)
     if shaper:
         await shaper.close()

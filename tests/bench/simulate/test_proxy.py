@@ -81,7 +81,7 @@ def test_every_byte_comes_back_unchanged_however_it_was_cut(link: Link) -> None:
 
     received, shaper = precise_run(main())
     assert received == sent
-    assert (shaper.up_bytes, shaper.down_bytes) == (len(sent), len(sent))
+    assert shaper.read_bytes == {"up": len(sent), "down": len(sent)}
 
 
 def test_nothing_comes_back_before_the_link_allows() -> None:
@@ -104,6 +104,24 @@ def test_nothing_comes_back_before_the_link_allows() -> None:
     least_s = 0.02 + 1052 / 125_000 + 1052 / 250_000
     assert second_s >= least_s - 1e-4
     assert first_s >= least_s + 0.02 - 1e-4  # the handshake
+
+
+def test_connections_and_order_stay_when_the_link_becomes_another() -> None:
+    sent = Random(2).randbytes(20_000)
+
+    async def main() -> bytes:
+        async with shaped(Link(0.04, up_mbit_s=2.0)) as shaper:
+            reader, writer = await dial(shaper)
+            writer.write(sent[:10_000])
+            while not shaper.read_bytes["up"]:
+                await asyncio.sleep(0.001)
+            shaper.reshape(Link())
+            writer.write(sent[10_000:])
+            received = await reader.readexactly(len(sent))
+            writer.close()
+            return received
+
+    assert precise_run(main()) == sent
 
 
 def test_a_cut_resets_the_client_and_the_next_connection_works() -> None:
@@ -192,6 +210,7 @@ def test_a_proxy_in_its_own_process_obeys_and_ends_with_its_block() -> None:
         proxy.reshape(Link(up_mbit_s=trace))
         client.sendall(b"again")
         assert client.recv(5, socket.MSG_WAITALL) == b"again"
+        assert proxy.traffic() == (10, 10)
         proxy.cut()
         with pytest.raises(ConnectionResetError):
             client.recv(1)
