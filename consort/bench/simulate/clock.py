@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
+import select
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
@@ -133,14 +134,24 @@ def virtual_run(main: Coroutine[Any, Any, T]) -> T:
 
 def precise_run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` in real time with timers that are right to about 0.1 ms: the usual loops round each wait up
-    to a whole millisecond. Up to 1,000 open files."""
+    to a whole millisecond."""
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         return runner.run(main)
 
 
 def precise_loop() -> asyncio.SelectorEventLoop:
-    """A loop on `select`, which takes microseconds where `epoll` takes milliseconds."""
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+    """A loop that waits to the microsecond, not to the millisecond, where `epoll` is what it waits with."""
+    rounds = hasattr(selectors, "EpollSelector")
+    return asyncio.SelectorEventLoop(_Precise() if rounds else selectors.DefaultSelector())
+
+
+class _Precise(selectors.DefaultSelector):
+    """Waits with `select`, which takes microseconds, for `epoll`, which takes any number of files."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout > 0:
+            select.select([self.fileno()], (), (), timeout)
+        return super().select(0)
 
 
 def take_precedence() -> bool:

@@ -129,6 +129,11 @@ class Shaper:
         self._server = await self.loop.create_server(lambda: _Side(self, "up"), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open, each side for itself."""
+        return len(self._sides)
+
     def reshape(self, link: Link, *, seed: int = 0) -> None:
         """Another link from now on, its seconds begun anew; connections and what is queued stay."""
         self._begin(link, seed)
