@@ -36,7 +36,7 @@ class GgufModel:
     end_ids: frozenset[int]
     runtime: RuntimeConfig
     weights: Weights
-    float32_cache: bool  # keys and values as exact as the weights; else float16, in half the memory
+    exact: bool  # float32 throughout, as the weights; else llama.cpp's quicker float16 for keys and values
 
     @property
     def eos_id(self) -> int:
@@ -51,7 +51,7 @@ class GgufModel:
             slots=slots,
             positions=positions,
             threads=self.runtime.threads,
-            float32_cache=self.float32_cache,
+            exact=self.exact,
         )
 
     def enter_thread(self) -> None:
@@ -81,7 +81,7 @@ def load_gguf(
         end_ids=frozenset(ends),
         runtime=runtime,
         weights=weights,
-        float32_cache=metadata.get("general.file_type") == ALL_FLOAT32,
+        exact=metadata.get("general.file_type") == ALL_FLOAT32,
     )
 
 

@@ -23,9 +23,7 @@ PAGE_TOKENS = 256  # llama.cpp rounds a text's part of the cache up to whole one
 class LlamaNetwork:
     """llama.cpp's cache of `slots` texts (`decoding.batch.Network`); each is one of its sequences."""
 
-    def __init__(
-        self, weights: Weights, *, slots: int, positions: int, threads: int, float32_cache: bool
-    ) -> None:
+    def __init__(self, weights: Weights, *, slots: int, positions: int, threads: int, exact: bool) -> None:
         self.slots, self.positions = slots, positions
         self._weights, self._cpp = weights, weights.cpp
         self._sequences = list(range(slots))  # by slot
@@ -36,8 +34,9 @@ class LlamaNetwork:
         params.n_seq_max = slots
         params.n_batch = params.n_ubatch = PASS_TOKENS
         params.n_threads = params.n_threads_batch = threads
-        if float32_cache:
+        if exact:  # llama.cpp's fused attention computes in float16: 0.01 of a logit on the bundled models
             params.type_k = params.type_v = self._cpp.GGML_TYPE_F32
+            params.flash_attn_type = self._cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = self._cpp.llama_init_from_model(self._weights.model, params)
         if not self._context:
             raise ModelError(
