@@ -17,7 +17,7 @@ class ServedModel:
     """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
 
     name: str = ""  # how it is called here; empty: its model's last part
-    model: str = ""  # Hub id, directory or zoo:NAME; with base_url, its name over there
+    model: str = ""  # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from consort.config import RuntimeConfig
 from consort.errors import ConfigError
+from consort.models.gguf.file import is_gguf
 from consort.types import Message
 
 if TYPE_CHECKING:
-    from consort.models.local import LocalModel
+    from consort.models.decoding.lm import Decodable
 
 DEFAULT_MODEL = "zoo:cloud"
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
-        help=f"Hub id, zoo:NAME, or directory of a model or adapter; default: {DEFAULT_MODEL}",
+        help=f"Hub id, zoo:NAME, GGUF file, or directory of a model or adapter; default: {DEFAULT_MODEL}",
     )
     parser.add_argument(
         "prompt", nargs="?", help="ask this once; default: standard input if piped, else talk"
@@ -44,14 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer to stdout as it is written; everything else goes to stderr."""
-    from consort.training.tuned import load_tuned
-
-    model = load_tuned(
-        args.model,
-        adapter=args.adapter,
-        runtime=RuntimeConfig(device=args.device),
-        chat_template=args.chat_template,
-    )
+    model = _load(args)
     opening = [Message("system", args.system)] if args.system else []
     prompt = (
         args.prompt if args.prompt is not None else None if sys.stdin.isatty() else sys.stdin.read().strip()
@@ -70,6 +64,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load(args: argparse.Namespace) -> Decodable:
+    runtime = RuntimeConfig(device=args.device)
+    if is_gguf(args.model):
+        if args.adapter is not None:
+            hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
+            raise ConfigError("an adapter cannot be put on a GGUF file", where=args.model, hint=hint)
+        from consort.models.gguf.model import load_gguf
+
+        return load_gguf(args.model, runtime=runtime, chat_template=args.chat_template)
+    from consort.training.tuned import load_tuned
+
+    return load_tuned(args.model, adapter=args.adapter, runtime=runtime, chat_template=args.chat_template)
+
+
 def _ask() -> str:
     try:
         return input("> ").strip()
@@ -77,7 +85,7 @@ def _ask() -> str:
         return ""
 
 
-def _answer(model: LocalModel, turns: list[Message], args: argparse.Namespace) -> str:
+def _answer(model: Decodable, turns: list[Message], args: argparse.Namespace) -> str:
     """Write the answer as it comes; returns it whole. A long conversation loses its beginning."""
     from consort.models.decoding.stream import stream_text
     from consort.training.data import Sample, prompt_ids

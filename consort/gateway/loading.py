@@ -11,10 +11,14 @@ from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
 from consort.models import zoo
+from consort.models.gguf.file import SUFFIX, is_gguf
 from consort.types import LM, DraftedLM, Drafter
 
 if TYPE_CHECKING:
     from consort.align import Vocabulary
+
+if TYPE_CHECKING:
+    from consort.models.decoding.lm import Decodable
 
 BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}") for name in zoo.EDGES)
 BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}")
@@ -57,7 +61,12 @@ def served_proxy(config: Config) -> ServedModel:
 def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
     """An endpoint where there is a base_url, else a model on this machine."""
     if not model.base_url:
-        return _load_local(model, runtime)
+        from consort.models.decoding.lm import LocalLM
+
+        loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
+        return LocalLM(
+            loaded, answers=model.answers, sessions=model.sessions, context_tokens=model.context_tokens
+        )
     from consort.models.remote import Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -89,19 +98,27 @@ def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    # torch is loaded here and nowhere before: a gateway before endpoints does without it
-    from consort.models.decoding.lm import LocalLM
+def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    # torch is loaded here and nowhere before: a gateway before endpoints or GGUF files does without it
     from consort.training.tuned import load_tuned
 
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    return LocalLM(
-        loaded, answers=model.answers, sessions=model.sessions, context_tokens=model.context_tokens
-    )
+    return loaded
+
+
+def _load_gguf(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    if model.adapter:
+        hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
+        raise ConfigError("an adapter cannot be put on a GGUF file", where=model.name, hint=hint)
+    from consort.models.gguf.model import load_gguf
+
+    return load_gguf(model.model, runtime=runtime, chat_template=model.chat_template, name=model.name)
 
 
 def _named(model: ServedModel) -> ServedModel:
     name = model.name or model.model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    if not model.name and is_gguf(name):
+        name = name[: -len(SUFFIX)]
     return replace(model, name=name)
