@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.style import Style
 
 from consort.config import RuntimeConfig
 from consort.errors import ConfigError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from consort.models.decoding.lm import Decodable, LocalLM
 
 DEFAULT_MODEL = "zoo:cloud"
+DRAFTED, STRUCK = Style(color="green"), Style(color="red", dim=True, strike=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +98,7 @@ class _Talk:
         if args.drafter:
             self._drafter = LocalLM(_load(args, args.drafter, None), answers=1, sessions=1)
         self._args, self._room = args, self.lm.context_tokens - args.max_new_tokens
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._terminal = Console()  # which honours NO_COLOR
 
     def close(self) -> None:
         """Stop the models' threads."""
@@ -121,7 +123,7 @@ class _Talk:
                 pieces.append(chunk.text)
 
         asyncio.run(work())
-        self._console.print()
+        print(flush=True)
         return "".join(pieces)
 
     def _chunks(self, request: Request) -> AsyncIterator[Chunk]:
@@ -147,9 +149,10 @@ class _Talk:
     def _show(self, chunk: Chunk) -> None:
         """Text in its author's colour, and on a terminal what was drafted in vain."""
         drafted = self._drafter is not None and chunk.model == self._drafter.name
-        self._console.out(chunk.text, style="green" if drafted else None, highlight=False, end="")
-        if chunk.struck and self._console.is_terminal:
-            self._console.out(chunk.struck, style="red dim strike", highlight=False, end="")
+        colours = self._terminal.is_terminal and not self._terminal.no_color
+        shown = DRAFTED.render(chunk.text) if drafted and colours else chunk.text
+        struck = STRUCK.render(chunk.struck) if colours else ""
+        print(shown + struck, end="", flush=True)  # text as it is: rich would widen its tabs
 
 
 def _tell(note: Note) -> None:
