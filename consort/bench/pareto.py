@@ -1,4 +1,5 @@
-"""A picture of quality against the share asked of the cloud, or against money: one line a strategy.
+"""A picture of quality against the share asked of the cloud, or against money: a line for each ranking, from
+the edge alone to the cloud alone, and a point for each strategy that was run as it is configured.
 
 Imports matplotlib, and only when a picture is drawn. Does not measure.
 """
@@ -6,23 +7,46 @@ Imports matplotlib, and only when a picture is drawn. Does not measure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from consort.bench.compare import Strategy
+from consort.bench.metrics import Score
 from consort.bench.outcomes import Pair
 from consort.bench.routing_curve import routing_curve
 from consort.errors import ConfigError, MissingExtraError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 KINDS = (".svg", ".png", ".pdf")
+_GREY = "#5d6168"
 _COLOURS = ("#8a929b", "#d9822b", "#3fa46a", "#2f86d1")  # readable on white and black
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A strategy as it ran; `eur` a request, where prices are known."""
+
+    name: str
+    cloud_share: float
+    eur: float | None
+    quality: Score
+
+
 def draw_pareto(
-    path: Path, data: Pair, ways: Sequence[Strategy], *, small_eur: float | None, large_eur: float | None
+    path: Path,
+    data: Pair,
+    ways: Sequence[Strategy],
+    *,
+    small_eur: float | None,
+    large_eur: float | None,
+    points: Sequence[Point] = (),
 ) -> None:
-    """Draw each strategy from the edge alone to the cloud alone; against money where prices are known."""
+    """Draw rankings and points; against money where prices are known, with bars of 95 %."""
     if path.suffix not in KINDS:
         raise ConfigError(
             f'no picture can be written as "{path.suffix}"', where=str(path), hint=", ".join(KINDS)
@@ -44,12 +68,32 @@ def draw_pareto(
             kept = small_eur * (np.ones_like(curve.share) if way.edge_first else 1 - curve.share)
             spent = 1000 * (kept + large_eur * curve.share)
         axes.plot(spent, quality, color=colour, label=f"{way.name}: APGR {curve.apgr:.3f}")
+    priced = small_eur is not None and large_eur is not None
+    _draw_points(axes, points, priced=priced)
     axes.axhline(cloud, color="#8a929b", linewidth=0.8, linestyle=":")
     axes.annotate(f"{data.large} alone", (0, cloud), textcoords="offset points", xytext=(2, 3), fontsize=8)
-    priced = small_eur is not None and large_eur is not None
     axes.set_xlabel("EUR for 1,000 requests" if priced else "share asked of the cloud")
     axes.set_ylabel("mean score")
     axes.set_title(f"{data.small} and {data.large}, {len(data.outcomes)} prompts", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    if ways:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=150)
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], *, priced: bool) -> None:
+    """The points with their names, and the steps over those that none beats in both."""
+
+    def place(point: Point) -> float:
+        return 1000 * (point.eur or 0.0) if priced else point.cloud_share
+
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (place(p), -p.quality.mean)):
+        at, quality = place(point), point.quality.mean
+        low, high = point.quality.interval
+        axes.errorbar(at, quality, yerr=(high - low) / 2, fmt="o", color=_GREY, markersize=5, elinewidth=0.7)
+        axes.annotate(point.name, (at, quality), textcoords="offset points", xytext=(6, 5), fontsize=8)
+        if not best or quality > best[-1][1]:
+            best.append((at, quality))
+    if best:
+        axes.step(*zip(*best, strict=True), where="post", color=_GREY, linewidth=0.7, linestyle="--")

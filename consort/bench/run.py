@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from consort.bench.report import write_report
 from consort.bench.results import RunResult
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import dump_config, fingerprint
+from consort.config_serve import ServedModel
 from consort.errors import RunError
 from consort.federated.baselines import Site, alone
 from consort.federated.cloud import Cloud
@@ -45,6 +47,10 @@ from consort.types import FloatArray
 Weights = Mapping[str, FloatArray]
 
 CLOUD = "cloud"  # the LLM's name among the parties
+SERVED, ADAPTERS = (
+    "serve.toml",
+    "adapters",
+)  # of a run's directory: `consort serve` reads the one, which names the other
 
 
 class Run:
@@ -180,8 +186,8 @@ class Run:
     def _keep(
         self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult
     ) -> None:
-        """Adapters, card and page: what a person takes from a run."""
-        folder = self.run_dir / "adapters"
+        """Adapters, how to serve them, card and page: what a person takes from a run."""
+        folder = self.run_dir / ADAPTERS
         proxy = load_proxy(
             proxy_dir,
             self.config.proxy,
@@ -201,6 +207,7 @@ class Run:
                 save_adapter(model, OWN, folder / model.name, base=config.model)
             else:
                 save_model(model, folder / model.name)
+        _keep_text(self.run_dir / SERVED, dump_config(served_here(self.config)))
         _keep_text(self.run_dir / "README.md", model_card(result, self.config))
         _keep_text(self.run_dir / "result.json", json.dumps(result.to_json()) + "\n")
         write_report(self.run_dir, result)
@@ -226,6 +233,20 @@ def run_co_tuning(
                 where=str(getattr(error, "filename", None) or run_dir),
                 hint="finished steps are kept: free some space, then run again with --resume",
             ) from error
+
+
+def served_here(config: Config) -> Config:
+    """The configuration that serves what a run has tuned, read from the run's directory. Models that the
+    configuration says how to serve stay as they are."""
+    serve = config.serve
+    if serve.edges or serve.cloud.model:
+        return config
+    edges = tuple(_tuned(device.name, device.slm) for device in config.devices)
+    return replace(config, serve=replace(serve, edges=edges, cloud=_tuned(CLOUD, config.cloud)))
+
+
+def _tuned(name: str, model: ModelConfig) -> ServedModel:
+    return ServedModel(name=name, model=f"./{ADAPTERS}/{name}", chat_template=model.chat_template)
 
 
 def _tuned_alone(config: Config, site: Site) -> Entry:
