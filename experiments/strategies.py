@@ -1,8 +1,8 @@
 """The strategies of the gateway on the demo's co-tuned consort: what README's table of strategies says.
 
-Each device's test rows are asked at that device: its own model first, the other devices' models as voters, one
-cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and learned: a
-scorer that saw the edge's and the cloud's answers to the devices' valid rows, which no model was tuned on.
+Each device's test rows are asked at that device: its own model first, the other devices' models as voters,
+one cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and learned:
+a scorer that saw the edge's and the cloud's answers to the devices' valid rows, which no model was tuned on.
 Prices are made up (cloud 1 EUR a million tokens read, 4 written; edge nothing), so that only the ratio to
 all-cloud is shown. All models run on one machine, without a network between them.
 
@@ -23,6 +23,7 @@ from provenance import commit, hardware
 
 from consort.bench.live import LIVE, Question, Replies, opened, questions, replies
 from consort.bench.live_standings import LiveStanding, live_pair, live_standings, rankings
+from consort.bench.metrics import Score
 from consort.bench.pareto import Point, draw_pareto
 from consort.config import Config
 from consort.config_file import load_config
@@ -74,26 +75,30 @@ def page(rows: list[LiveStanding], about: dict[str, object]) -> str:
     lines = [
         "# Strategies on the demo's co-tuned consort",
         "",
-        f"{about['questions']} test rows, commit {about['commit']}, {about['hardware']}, seed {SEED}. {about['note']}",
+        f"{about['questions']} test rows of four devices, commit {about['commit']}, seed {SEED}, "
+        f"{about['hardware']}. {about['note']} Percent with 95 % intervals.",
         "",
-        "| | EM | Rouge-L | against the cloud, EM | asked of the edge alone | sent to the cloud | cost of all-cloud "
-        "| p50 | p95 | APGR |",
+        "| | EM | less the cloud's | Rouge-L | answered without the cloud | sent to the cloud | cost | p50 | p95 "
+        "| APGR |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        em, rouge, gain = row.scores.em, row.scores.rouge_l, row.against_cloud
-        cost = row.price / row.price_all_cloud if row.price_all_cloud else 0.0
-        lines.append(
-            f"| {row.name} | {_margin(em.mean, em.interval)} | {_margin(rouge.mean, rouge.interval)} "
-            f"| {_margin(gain.mean, gain.interval)} | {row.edge_share:.0%} | {row.cloud_bytes:.0f} B | {cost:.0%} "
-            f"| {1000 * row.p50_s.value:.0f} ms | {1000 * row.p95_s.value:.0f} ms "
-            f"| {row.judged.apgr if row.judged else '–'} |"
-        )
-    return "\n".join([*lines, "", "![quality against share asked of the cloud](strategies.svg)", ""])
+        cells = [
+            row.name,
+            *(_margin(score) for score in (row.scores.em, row.against_cloud, row.scores.rouge_l)),
+            f"{row.edge_share:.0%}",
+            f"{row.cloud_bytes:.0f} B",
+            f"{row.price / row.price_all_cloud:.0%}" if row.price_all_cloud else "–",
+            *(f"{1000 * time.value:.0f} ms" for time in (row.p50_s, row.p95_s)),
+            str(row.judged.apgr) if row.judged else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "![exact match against the share asked of the cloud](strategies.svg)", ""])
 
 
-def _margin(mean: float, interval: tuple[float, float]) -> str:
-    return f"{100 * mean:.1f} ± {50 * (interval[1] - interval[0]):.1f}"
+def _margin(score: Score) -> str:
+    low, high = score.interval
+    return f"{100 * score.mean:.1f} ± {50 * (high - low):.1f}"
 
 
 def main() -> None:
@@ -107,20 +112,14 @@ def main() -> None:
     config = load_config(args.run_dir / "serve.toml")
     cloud = replace(config.serve.cloud, price_in=1.0, price_out=4.0)
     config = replace(config, serve=replace(config.serve, cloud=cloud))
+    about: dict[str, object] = {"commit": commit(), "hardware": hardware(), "seed": SEED, "note": args.note}
     test, found = asyncio.run(measured(config, args.rows))
+    about["questions"] = len(test)
     rows = live_standings(test, found, metric="em", seed=SEED)
     data = live_pair(test, found, metric="em")
     points = [Point(row.name, 1 - row.edge_share, None, row.quality) for row in rows]
-    draw_pareto(
-        RESULTS / "strategies.svg", data, rankings(found), small_eur=None, large_eur=None, points=points
-    )
-    about: dict[str, object] = {
-        "questions": len(test),
-        "commit": commit(),
-        "hardware": hardware(),
-        "seed": SEED,
-        "note": args.note,
-    }
+    picture = RESULTS / "strategies.svg"
+    draw_pareto(picture, data, rankings(found), small_eur=None, large_eur=None, points=points)
     written = {**about, "rows": [row.to_json() for row in rows]}
     (RESULTS / "strategies.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "strategies.md").write_text(page(rows, about), encoding="utf-8")
