@@ -1,8 +1,9 @@
 """The strategies of the gateway on the demo's co-tuned consort: what README's table of strategies says.
 
 Each device's test rows are asked at that device: its own model first, the other devices' models as voters,
-one cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and learned:
-a scorer that saw the edge's and the cloud's answers to the devices' valid rows, which no model was tuned on.
+one cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and
+learned: by a scorer that saw the answers of edge and cloud to the devices' valid rows, which no model was
+tuned on.
 Prices are made up (cloud 1 EUR a million tokens read, 4 written; edge nothing), so that only the ratio to
 all-cloud is shown. All models run on one machine, without a network between them.
 
@@ -78,8 +79,8 @@ def page(rows: list[LiveStanding], about: dict[str, object]) -> str:
         f"{about['questions']} test rows of four devices, commit {about['commit']}, seed {SEED}, "
         f"{about['hardware']}. {about['note']} Percent with 95 % intervals.",
         "",
-        "| | EM | less the cloud's | Rouge-L | answered without the cloud | sent to the cloud | cost | p50 | p95 "
-        "| APGR |",
+        "| | EM | less the cloud's | Rouge-L | answered without the cloud | sent to the cloud | cost "
+        "| p50 | p95 | APGR |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example: consort bench --config runs/first/serve.toml --picture pareto.svg\n"
         "         consort bench outcomes.jsonl --price gpt-4=0.01\n\n"
-        "The file holds rows to ask (as training data: prompts and right answers) or outcomes (with scores).\n"
+        "The file holds rows to ask (as training data, with right answers) or outcomes (with scores).\n"
         "Without it, the test rows of the configuration's devices are asked, each at its own device."
     )
 
