@@ -3,7 +3,7 @@
 Each device's test rows are asked at that device: its own model first, the other devices' models as voters,
 one cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and
 learned: by a scorer that saw the answers of edge and cloud to the devices' valid rows, which no model was
-tuned on.
+tuned on, and asks the cloud where it expects a gain in exact match.
 Prices are made up (cloud 1 EUR a million tokens read, 4 written; edge nothing), so that only the ratio to
 all-cloud is shown. All models run on one machine, without a network between them.
 
@@ -48,22 +48,25 @@ def asked(config: Config, split: str, rows: int) -> list[Question]:
     ]
 
 
-async def learned(service: Service, valid: list[Question]) -> Service:
-    """The service with scorers of the gain in exact match, before the edge's answer and after it."""
+async def learned(service: Service, valid: list[Question], *, answered: bool) -> Service:
+    """The service with a scorer of the gain in exact match, and the threshold where nothing is to be gained."""
     data = live_pair(valid, await replies(service, valid, ("edge", "cloud")), metric="em")
-    models = [fit_gain(data.evidence(answered=answered), data.gains, seed=SEED) for answered in (False, True)]
-    return replace(service, before=gain_scorer(models[0]), after=gain_scorer(models[1]))
+    model = fit_gain(data.evidence(answered=answered), data.gains, seed=SEED)
+    scorer, config = gain_scorer(model), replace(service.config, threshold=model.suffices(0.0))
+    if answered:
+        return replace(service, after=scorer, config=config)
+    return replace(service, before=scorer, config=config)
 
 
 async def measured(config: Config, rows: int) -> tuple[list[Question], Replies]:
     test, valid = asked(config, "test", rows), asked(config, "valid", rows)
     async with opened(config) as service:
-        knowing = await learned(service, valid)
         hiding = replace(service, config=replace(service.config, redact=True))
         found = {}
         for one, names, suffix in (
             (service, LIVE, ""),
-            (knowing, ("route", "cascade"), ", learned"),
+            (await learned(service, valid, answered=False), ("route",), ", learned"),
+            (await learned(service, valid, answered=True), ("cascade",), ", learned"),
             (hiding, ("cloud",), ", redacted"),
         ):
             print(f"{', '.join(names)}{suffix}: {len(test)} questions", file=sys.stderr)
