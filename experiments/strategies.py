@@ -49,7 +49,7 @@ def asked(config: Config, split: str, rows: int) -> list[Question]:
 
 
 async def learned(service: Service, valid: list[Question], *, answered: bool) -> Service:
-    """The service with a scorer of the gain in exact match, and the threshold where nothing is to be gained."""
+    """The service with a scorer of the gain in exact match, and the threshold below which there is one."""
     data = live_pair(valid, await replies(service, valid, ("edge", "cloud")), metric="em")
     model = fit_gain(data.evidence(answered=answered), data.gains, seed=SEED)
     scorer, config = gain_scorer(model), replace(service.config, threshold=model.suffices(0.0))

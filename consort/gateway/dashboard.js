@@ -10,7 +10,7 @@ const decisions = (notes) => notes.filter((n) => n.strategy !== "redact")
   .map((n) => `${n.strategy} ${n.event}` + (n.score == null ? "" : ` at ${n.score.toFixed(2)}`));
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
-// ---- authors: one colour and one kind of line each, in the order in which they first write
+// ---- authors: one colour and one kind of line each, in the order of the models
 const authors = [];
 function author(name) {
   if (!authors.includes(name)) authors.push(name);
@@ -62,14 +62,14 @@ function show(now) {
   $("share").textContent = now.edge_share == null ? "–" : `${Math.round(now.edge_share * 100)} %`;
   $("latency").replaceChildren(...twoLines(seconds(now.p50_s), `95 % within ${seconds(now.p95_s)}`));
   $("cost").replaceChildren(...(now.cost_all_cloud > 0
-    ? twoLines(`${money(now.cost)} ${now.currency}`, `${money(now.cost_all_cloud)} had the cloud written all`)
+    ? twoLines(`${money(now.cost)} ${now.currency}`, `${money(now.cost_all_cloud)} all by the cloud`)
     : twoLines("–", "no price is configured")));
   $("bytes").textContent = size(now.cloud_bytes);
   $("hidden").replaceChildren(...twoLines(sum(Object.values(now.redactions)), kinds(now.redactions)));
   marks(now);
   replace("models", now.models, () => now.models.map((m) => row(
     ["Model", "Where", "State", "Requests#", "Failures#", "First word#", "Answer#"],
-    [m.name, m.side, element("span", m.in_flight ? `${m.state} (${m.in_flight})` : m.state, `state ${m.state}`),
+    [element("span", m.name, author(m.name)), m.side, element("span", m.in_flight ? `${m.state} (${m.in_flight})` : m.state, `state ${m.state}`),
       m.requests, m.failures, seconds(m.first_s), seconds(m.answer_s)])));
   $("nothing").hidden = now.recent.length > 0;
   $("recent-table").hidden = now.recent.length === 0;
