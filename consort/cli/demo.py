@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(run_dir: Path, device: str) -> list[Served] | None:
     """What the endpoint answered; None where it is not installed, which is said and is no failure."""
-    from consort.bench.run import SERVED
+    from consort.bench.served import SERVED
 
     try:
         from consort.bench.demo_serving import print_served, serve_and_ask
