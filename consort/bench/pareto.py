@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = (".svg", ".png", ".pdf")
 _GREY = "#5d6168"
+_CELLS = 30  # of each axis: points in one cell share a name tag
 _COLOURS = ("#8a929b", "#d9822b", "#3fa46a", "#2f86d1")  # readable on white and black
 
 
@@ -76,24 +77,49 @@ def draw_pareto(
     axes.set_ylabel("mean score")
     axes.set_title(f"{data.small} and {data.large}, {len(data.outcomes)} prompts", fontsize=10)
     if ways:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="best")
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=150)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], *, priced: bool) -> None:
-    """The points with their names, and the steps over those that none beats in both."""
+    """The points, hollow where another is better in one and not worse in the other; one name where they
+    fall together."""
 
     def place(point: Point) -> float:
         return 1000 * (point.eur or 0.0) if priced else point.cloud_share
 
-    best: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (place(p), -p.quality.mean)):
+    widest = max((place(point) for point in points), default=0.0)
+    names: dict[tuple[int, int], list[Point]] = {}
+    for point in points:
         at, quality = place(point), point.quality.mean
         low, high = point.quality.interval
-        axes.errorbar(at, quality, yerr=(high - low) / 2, fmt="o", color=_GREY, markersize=5, elinewidth=0.7)
-        axes.annotate(point.name, (at, quality), textcoords="offset points", xytext=(6, 5), fontsize=8)
-        if not best or quality > best[-1][1]:
-            best.append((at, quality))
-    if best:
-        axes.step(*zip(*best, strict=True), where="post", color=_GREY, linewidth=0.7, linestyle="--")
+        beaten = any(
+            place(other) <= at
+            and other.quality.mean >= quality
+            and (place(other), other.quality.mean) != (at, quality)
+            for other in points
+        )
+        axes.errorbar(
+            at,
+            quality,
+            yerr=(high - low) / 2,
+            fmt="o",
+            color=_GREY,
+            markerfacecolor="none" if beaten else _GREY,
+            markersize=6,
+            elinewidth=0.7,
+        )
+        cell = (round(_CELLS * at / widest) if widest else 0, round(_CELLS * quality))
+        names.setdefault(cell, []).append(point)
+    for number, together in enumerate(names.values()):
+        first = together[0]
+        at_right = widest > 0 and place(first) > 0.6 * widest
+        axes.annotate(
+            ", ".join(point.name for point in together),
+            (place(first), first.quality.mean),
+            textcoords="offset points",
+            xytext=(-7 if at_right else 7, 6 if number % 2 else -12),
+            ha="right" if at_right else "left",
+            fontsize=8,
+        )
