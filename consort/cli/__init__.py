@@ -20,14 +20,14 @@ from consort.errors import ConsortError, MissingExtraError
 from consort.problems import nearest
 
 VERBS = {
-    "demo": "watch a tiny bundled consort make itself better: no network, no key, no download",
+    "demo": "watch a tiny bundled consort make itself better, then answer: no network, no key, no download",
     "init": "write a commented configuration",
     "check": "find every mistake in a configuration, its data and its models, before training",
     "doctor": "what is installed, what is missing, and the command that repairs it",
     "tune": "co-tune the models of a configuration on their data",
     "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
     "calibrate": "learn from outcomes who should answer, and keep goals of quality, cost and latency",
-    "bench": "compare ways of deciding who answers on outcomes: quality, cost, APGR, CPT",
+    "bench": "compare strategies, live on prompts or on outcomes: quality, cost, latency, APGR, CPT",
     "chat": "talk to a model or adapter",
     "serve": "answer behind one OpenAI-compatible endpoint",
     "keys": "make, list and revoke the keys of the endpoint",

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import Any
 
 import orjson
 
 from consort.errors import AccessError, ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
+from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
 from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
@@ -30,11 +30,7 @@ from consort.types import Request
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
-POLICY = (
-    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    b"img-src data:; base-uri 'none'; form-action 'none'"
-)
-HTML: Headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY)]
+HTML = (b"content-type", b"text/html; charset=utf-8")
 
 
 def create_app(service: Service) -> App:
@@ -69,7 +65,7 @@ class _Gateway:
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
-            "/": lambda: (HTML, files("consort.gateway").joinpath("dashboard.html").read_bytes()),
+            "/": self._dashboard,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,6 +162,10 @@ class _Gateway:
         return parse_chat(body, defaults=self._defaults, unsaid=self._unsaid)
 
     # ---- what is shown
+
+    def _dashboard(self) -> tuple[Headers, bytes]:
+        html, policy = page()
+        return [HTML, (b"content-security-policy", policy)], html
 
     def _models(self) -> tuple[Headers, bytes]:
         rows = [self._model_row(name) for name in self._service.names()]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +41,21 @@ def serve(config: Config) -> None:
     print(f"serving {', '.join(lm.name for lm in service.models)}", file=sys.stderr)
     print(f"{scheme}://{config.serve.host}:{config.serve.port}/v1", file=sys.stderr)
     uvicorn.Server(server_config(service)).run()
+
+
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    """The endpoint on a free port of this machine, in a thread; gives its base URL, up to /v1. The service is
+    closed afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(server_config(service))
+        thread = threading.Thread(target=server.run, args=([listening],), name="gateway", daemon=True)
+        thread.start()  # who connects before it accepts waits in the socket's queue
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def open_service(config: Config) -> Service:
