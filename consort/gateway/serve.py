@@ -104,6 +104,7 @@ def server_config(service: Service) -> uvicorn.Config:
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=5,
         ssl_certfile=config.tls_certificate or None,
         ssl_keyfile=config.tls_key or None,

@@ -6,6 +6,7 @@ is decoded, and one that never was whole is an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -96,10 +97,52 @@ def lines_of(received: bytes) -> tuple[list[bytes], bytes, bool]:
     return data, rest, False
 
 
+def chunks_of(lines: Iterable[bytes], author: str) -> list[Chunk]:
+    """The events of some lines; text that came in one piece goes on in one piece."""
+    chunks: list[Chunk] = []
+    texts: list[str] = []
+    for line in lines:
+        event = _event(line)
+        text = _bare_text(event)
+        if text is not None:
+            texts.append(text)
+            continue
+        if texts:
+            chunks.append(Chunk("".join(texts), author))
+            texts = []
+        chunks.append(_chunk(event, author))
+    if text := "".join(texts):
+        chunks.append(Chunk(text, author))
+    return chunks
+
+
 def chunk_of(data: bytes, author: str) -> Chunk:
     """One event, or an answer that came whole. NotAnAnswerError where it is neither."""
+    return _chunk(_event(data), author)
+
+
+def _event(data: bytes) -> Any:
     try:
-        event = orjson.loads(data)
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise NotAnAnswerError("what is no JSON") from None
+
+
+def _bare_text(event: Any) -> str | None:
+    """The text of an event that holds nothing else, as nearly every one does; None for any other."""
+    try:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        if event.get("usage") or choice["finish_reason"] or choice.get("logprobs") or "tool_calls" in delta:
+            return None
+        text = delta["content"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return text if type(text) is str else None
+
+
+def _chunk(event: Any, author: str) -> Chunk:
+    try:
         choices, counted = event.get("choices"), event.get("usage")
         if choices is None:
             raise NotAnAnswerError("an error" if "error" in event else "an event without choices")
@@ -113,11 +156,7 @@ def chunk_of(data: bytes, author: str) -> Chunk:
         text = (said.get("content") if said else choice.get("text")) or ""
         if type(text) is not str:
             raise NotAnAnswerError("an event whose text is none")
-        if usage is None and not choice.get("logprobs") and not (said and said.get("tool_calls")):
-            return Chunk(text, author, finish)
         return Chunk(text, author, finish, usage, _logprobs(choice), _calls(said) if said else ())
-    except orjson.JSONDecodeError:
-        raise NotAnAnswerError("what is no JSON") from None
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         raise NotAnAnswerError("JSON of another form") from None
 

@@ -17,7 +17,15 @@ import aiohttp
 import orjson
 
 from consort.errors import ConsortError, RequestError, UpstreamError
-from consort.models.openai_stream import NotAnAnswerError, chat_body, chunk_of, ended_by, lines_of, text_body
+from consort.models.openai_stream import (
+    NotAnAnswerError,
+    chat_body,
+    chunk_of,
+    chunks_of,
+    ended_by,
+    lines_of,
+    text_body,
+)
 from consort.types import Capability, Chunk, Request
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -151,22 +159,13 @@ class Remote:
         rest = b""
         while received := await response.content.readany():
             lines, rest, done = lines_of(rest + received if rest else received)
-            texts: list[str] = []  # what came in one piece goes on in one piece
-            for line in lines:
-                chunk = chunk_of(line, name)
+            for chunk in chunks_of(lines, name):
                 if last is not None:
                     last = ended_by(chunk, last)
                 elif chunk.finish_reason is not None:
                     last = chunk
-                elif not (chunk.logprobs or chunk.tool_calls):
-                    texts.append(chunk.text)
                 else:
-                    if texts:
-                        yield Chunk("".join(texts), name)
-                        texts.clear()
                     yield chunk
-            if text := "".join(texts):
-                yield Chunk(text, name)
             if done:
                 break
             if len(rest) > MAX_LINE_BYTES:
