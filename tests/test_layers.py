@@ -40,7 +40,7 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
-    "aiohttp": {"models/remote.py"},
+    "httptools": {"models/connections.py"},
     "uvicorn": {"gateway/serve.py"},
 }
 IMPORT_LIMIT_S = 0.150
