@@ -120,11 +120,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        self._head_size += not self._has_head
+        if not self._has_head:
+            self._head_size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:  # also raised for an error inside what the parser calls
             self._fail("sent what is no HTTP")
+        if self._head_size > HEAD_BYTES and not self._has_head:
+            self._fail("sent headers without an end")
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
@@ -151,9 +154,6 @@ class Connection(asyncio.Protocol):
             raise BrokenError("an answer to nothing")
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
-        self._head_size += len(name) + len(value)
-        if self._head_size > HEAD_BYTES:
-            raise BrokenError("headers without an end")
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:  # noqa: D102
