@@ -1,4 +1,4 @@
-"""However an answer's bytes are cut, it is read whole or refused; a connection is used again only where safe."""
+"""However its bytes are cut, an answer is read whole or refused; only a safe connection is used again."""
 
 from __future__ import annotations
 
