@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import get_args
 
-from consort.config_serve import ServeConfig
+from consort.config_serve import Goal, ServeConfig
 from consort.errors import RequestError
+
+GOALS: tuple[str, ...] = get_args(Goal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Parameters:
             value = getattr(self, field.name)
             if type(value) is float and not (math.isfinite(value) and value >= 0):
                 raise RequestError("must be a number of at least 0", where=f"consort.{field.name}")
-        if self.goal not in ("balance", "quality", "latency", "cost"):
-            raise RequestError("must be balance, quality, latency or cost", where="consort.goal")
+        if self.goal not in GOALS:
+            raise RequestError(f"must be one of {', '.join(GOALS)}", where="consort.goal")
         return self
 
 

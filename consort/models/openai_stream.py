@@ -146,16 +146,14 @@ def _chunk(event: Any, author: str) -> Chunk:
         choices, counted = event.get("choices"), event.get("usage")
         if choices is None:
             raise NotAnAnswerError("an error" if "error" in event else "an event without choices")
-        usage = Usage(counted["prompt_tokens"], counted["completion_tokens"]) if counted else None
+        usage = _usage(counted) if counted else None
         if not choices:
             return Chunk("", author, None, usage)
         choice = choices[0]
         said = choice.get("delta") or choice.get("message")
         reason = choice.get("finish_reason")
         finish = FINISH.get(reason, "stop") if reason else None
-        text = (said.get("content") if said else choice.get("text")) or ""
-        if type(text) is not str:
-            raise NotAnAnswerError("an event whose text is none")
+        text = _text((said.get("content") if said else choice.get("text")) or "")
         return Chunk(text, author, finish, usage, _logprobs(choice), _calls(said) if said else ())
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         raise NotAnAnswerError("JSON of another form") from None
@@ -173,6 +171,14 @@ def ended_by(chunk: Chunk, last: Chunk) -> Chunk:
     )
 
 
+def _usage(counted: Any) -> Usage | None:
+    """What was counted; an answer is no worse for tokens that were not."""
+    tokens = counted.get("prompt_tokens"), counted.get("completion_tokens")
+    if not all(type(each) is int and each >= 0 for each in tokens):
+        return None
+    return Usage(*tokens)
+
+
 def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
     found = choice.get("logprobs")
     if not found:
@@ -180,14 +186,18 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
     if "tokens" in found:  # the form of /completions
         tops = found.get("top_logprobs") or [None] * len(found["tokens"])
         return tuple(
-            TokenLogprob(token, logprob or 0.0, tuple((top or {}).items()))
+            TokenLogprob(
+                _text(token),
+                _logprob(logprob or 0.0),
+                tuple((text, _logprob(each)) for text, each in (top or {}).items()),
+            )
             for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
         )
     return tuple(
         TokenLogprob(
-            each["token"],
-            each["logprob"],
-            tuple((top["token"], top["logprob"]) for top in each.get("top_logprobs") or ()),
+            _text(each["token"]),
+            _logprob(each["logprob"]),
+            tuple((_text(top["token"]), _logprob(top["logprob"])) for top in each.get("top_logprobs") or ()),
         )
         for each in found.get("content") or ()
     )
@@ -196,10 +206,22 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
 def _calls(said: dict[str, Any]) -> tuple[ToolCall, ...]:
     return tuple(
         ToolCall(
-            call.get("index", position),
-            call.get("id") or "",
-            (function := call.get("function") or {}).get("name") or "",
-            function.get("arguments") or "",
+            call["index"] if type(call.get("index")) is int else position,
+            _text(call.get("id") or ""),
+            _text((function := call.get("function") or {}).get("name") or ""),
+            _text(function.get("arguments") or ""),
         )
         for position, call in enumerate(said.get("tool_calls") or ())
     )
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _logprob(value: object) -> float:
+    if type(value) is not float and type(value) is not int:
+        raise TypeError
+    return min(float(value), 0.0)  # no probability is above one, whatever an endpoint says
