@@ -1,9 +1,9 @@
-"""The gateway under `kill -9`, clients that hang up, and guesses at a key. Each against a real `consort serve`.
+"""The gateway under `kill -9`, clients that hang up, and guesses at a key: against a real `consort serve`.
 
 Killed: sixteen clients ask as fast as they can, the process is killed in the middle, and the ledger, opened
 again, must hold every request whose answer had arrived. Hung up: a client leaves in the middle of an answer;
 how long until nothing of it is in flight? Wrong keys: alike to a true one up to the last character, or not at
-all; the difference of their times, with a 95 % interval by bootstrap, inside the process and over the network.
+all; the difference of their times, with a 95 % interval by bootstrap, in the process and over the network.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GUESSES = ("nothing alike", "first character wrong", "last character wrong")
 
 
 async def until_killed(arm: Arm, seconds: float, finished: list[str]) -> None:
-    """Ask without pause, kill the server after so long; `finished` takes the answers that had arrived whole."""
+    """Ask without pause, kill the server after so long; `finished` takes what had arrived whole."""
 
     async def client(stream: bool) -> None:
         asked = request_bytes(arm, stream=stream)
@@ -194,8 +194,8 @@ def as_markdown(result: dict[str, object]) -> str:
         f"Commit {result['commit']}, {result['hardware']}.",
         f"Seed {SEED}, load average {result['load']:.1f}.",
         "",
-        f"`kill -9`, {kills['kills']} times in the middle of full load: {kills['finished']:,} answers had arrived,",
-        f"{kills['lost']} of them are not in the ledger; SQLite's check of it: {kills['ledger']}.",
+        f"`kill -9`, {kills['kills']} times in the middle of full load: {kills['finished']:,} answers had",
+        f"arrived, {kills['lost']} of them are not in the ledger; SQLite's check of it: {kills['ledger']}.",
         "",
         "| a client leaves in the middle of | freed at p50, ms | at most, ms |",
         "|---|---|---|",
