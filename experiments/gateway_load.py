@@ -42,12 +42,18 @@ class Arm:
 
     def cpu_s(self) -> float:
         """Processor time of the arm so far."""
+        self._must_live()
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_mb(self) -> float:
+        self._must_live()
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def _must_live(self) -> None:
+        if (code := self.process.poll()) is not None:
+            raise SystemExit(f"{self.name} ended with {code}: {_last_words(self.process)}")
 
 
 @contextlib.contextmanager
@@ -77,12 +83,14 @@ def start(name: str, port: int, command: list[str], *, core: str = SERVER_CORE, 
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return Arm(name, port, process)
         if process.poll() is not None:
-            raise SystemExit(
-                f"{name} ended: {process.stderr.read().decode()[-2000:] if process.stderr else ''}"
-            )
+            raise SystemExit(f"{name} ended: {_last_words(process)}")
         time.sleep(0.1)
     process.kill()
     raise SystemExit(f"{name} does not listen")
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    return process.stderr.read().decode()[-2000:] if process.stderr else ""
 
 
 def start_upstream() -> Arm:
