@@ -104,7 +104,7 @@ class _Gateway:
             if path not in self._open:
                 self._enter(scope)
             headers, body = shown()
-            await self._plain(send, 200, headers, b"" if method == "HEAD" else body)
+            await self._plain(send, 200, headers, body, is_shown=method == "GET")
 
     def _allowed(self, path: str) -> str:
         return "POST" if path in self._posts else "GET, HEAD"
@@ -191,11 +191,13 @@ class _Gateway:
             more.append((b"retry-after", b"1"))
         await self._plain(send, error.http_status, JSON + more, body)
 
-    async def _plain(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+    async def _plain(
+        self, send: Send, status: int, headers: Headers, body: bytes, *, is_shown: bool = True
+    ) -> None:
         told = [*headers, (b"content-length", b"%d" % len(body)), *self._cors()]
         told.append((b"x-content-type-options", b"nosniff"))
         await send({"type": "http.response.start", "status": status, "headers": told})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": body if is_shown else b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Starting is done before; stopping gives connections and ledger back."""
