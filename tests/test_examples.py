@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from consort.bench.suite import public_rows
 from consort.config import RuntimeConfig
 from consort.models.local import load_model
 from consort.models.zoo import zoo_dir
@@ -100,3 +101,11 @@ def test_a_run_on_own_rows_leaves_models_that_learned_them_and_says_what_was_sen
             for path in (zoo_dir(base), tmp_path / "run" / "adapters" / name)
         )
         assert after > before
+
+
+def test_the_task_for_lm_eval_holds_rows_of_the_suite():
+    lines = (EXAMPLES / "lm_eval" / "intents.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    known = {(row.instruction, row.input, row.output) for row in public_rows(200, seed=5)}
+    assert len(rows) == 32
+    assert {(row["instruction"], row["input"], row["output"]) for row in rows} <= known

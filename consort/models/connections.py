@@ -1,7 +1,7 @@
 """HTTP/1.1 as far as asking a model needs it: a POST, its answer as it comes, the connection kept.
 
-httptools (Node's llhttp) reads the answers. A general client costs six times as much a request, and in a
-gateway that was a quarter of it (docs/LOG.md). Does not follow redirects, decompress, keep cookies, try again
+httptools (Node's llhttp) reads the answers. A general client costs five times as much a request, and that was
+a third of what the gateway cost (docs/LOG.md). Does not follow redirects, decompress, keep cookies, try again
 or read proxies from the environment: `remote` decides what a failure means.
 """
 
