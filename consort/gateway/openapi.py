@@ -11,7 +11,7 @@ from typing import Any
 
 from consort import __version__
 from consort.gateway.openai_request import DESCRIBE, NEUTRAL, ROLES
-from consort.gateway.parameters import GOALS, Parameters
+from consort.gateway.parameters import GOALS, LEAST_DEADLINE_S, Parameters
 
 Schema = dict[str, Any]
 ANY: Schema = {}
@@ -156,7 +156,8 @@ def _parameter(field: Field[Any]) -> Schema:
         return {"enum": list(GOALS), "default": field.default}
     if isinstance(field.default, bool):
         return {"type": "boolean", "default": field.default}
-    return {"type": "number", "minimum": 0, "default": field.default}
+    least = LEAST_DEADLINE_S if field.name == "deadline_s" else 0
+    return {"type": "number", "minimum": least, "default": field.default}
 
 
 # ---- what answers

@@ -10,6 +10,7 @@ from consort.config_serve import Goal, ServeConfig
 from consort.errors import RequestError
 
 GOALS: tuple[str, ...] = get_args(Goal)
+LEAST_DEADLINE_S = 0.001  # nothing answers in less
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Parameters:
             value = getattr(self, field.name)
             if type(value) is float and not (math.isfinite(value) and value >= 0):
                 raise RequestError("must be a number of at least 0", where=f"consort.{field.name}")
+        if self.deadline_s < LEAST_DEADLINE_S:
+            raise RequestError(f"must be at least {LEAST_DEADLINE_S:g}", where="consort.deadline_s")
         if self.goal not in GOALS:
             raise RequestError(f"must be one of {', '.join(GOALS)}", where="consort.goal")
         return self
