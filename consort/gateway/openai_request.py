@@ -7,13 +7,13 @@ describe the caller are let pass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from consort.errors import RequestError
-from consort.gateway.parameters import Parameters
+from consort.gateway.parameters import KINDS, Parameters
 from consort.problems import nearest
 from consort.types import Message, Request, Tool, ToolCall
 
@@ -120,12 +120,11 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
 
 def read_parameters(given: Mapping[str, Any], defaults: Parameters) -> Parameters:
     """The body's `consort` object over the configured defaults."""
-    known = {field.name: type(getattr(defaults, field.name)) for field in fields(defaults)}
     changes = {}
     for name, value in given.items():
-        if name not in known:
-            raise _refused(f"consort.{name}", "is no parameter", nearest(name, list(known)))
-        kind = known[name]
+        kind = KINDS.get(name)
+        if kind is None:
+            raise _refused(f"consort.{name}", "is no parameter", nearest(name, list(KINDS)))
         is_number = kind is float and type(value) in (int, float)
         if type(value) is not kind and not is_number:
             raise _refused(f"consort.{name}", f"must be a {kind.__name__}")
