@@ -154,9 +154,9 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked:
     if b"content-length:" in head:
         return status, await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
     parts = []
-    while size := int((await reader.readline()).strip(), 16):
+    while size := int(await reader.readuntil(b"\r\n"), 16):
         parts.append((await reader.readexactly(size + 2))[:-2])
-    await reader.readline()
+    await reader.readuntil(b"\r\n")
     return status, b"".join(parts)
 
 
