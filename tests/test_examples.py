@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from consort.bench.suite import public_rows
 from consort.config import RuntimeConfig
 from consort.models.local import load_model
 from consort.models.zoo import zoo_dir
@@ -110,3 +111,11 @@ def test_drafting_pays_on_a_near_link_and_not_on_a_far_one():
     near, far = rows[0], rows[-1]
     assert float(near[2]) < float(near[1]) / 1.5
     assert float(far[2]) > float(far[1])
+
+
+def test_the_task_for_lm_eval_holds_rows_of_the_suite():
+    lines = (EXAMPLES / "lm_eval" / "intents.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    known = {(row.instruction, row.input, row.output) for row in public_rows(200, seed=5)}
+    assert len(rows) == 32
+    assert {(row["instruction"], row["input"], row["output"]) for row in rows} <= known

@@ -41,7 +41,8 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
-    "aiohttp": {"models/remote.py", "models/verifier.py"},
+    "aiohttp": {"models/verifier.py"},
+    "httptools": {"models/connections.py"},
     "msgpack": {"models/frames.py"},
     "uvicorn": {"gateway/serve.py"},
 }

@@ -21,6 +21,7 @@ from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
+from consort.gateway.openapi import description
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service
@@ -65,6 +66,7 @@ class _Gateway:
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
+            "/openapi.json": lambda: (JSON, orjson.dumps(description())),
             "/": self._dashboard,
         }
 
@@ -100,13 +102,15 @@ class _Gateway:
                 404, RequestError("nothing is served here", where=path[:100], hint="see /v1/models")
             )
         elif shown is None or method not in ("GET", "HEAD"):
-            allowed = "POST" if shown is None else "GET"
-            raise _status(405, RequestError(f"only {allowed} is served here", where=path[:100]))
+            raise _status(405, RequestError(f"only {self._allowed(path)} is served here", where=path[:100]))
         else:
             if path not in self._open:
                 self._enter(scope)
             headers, body = shown()
-            await self._plain(send, 200, headers, b"" if method == "HEAD" else body)
+            await self._plain(send, 200, headers, body, is_shown=method == "GET")
+
+    def _allowed(self, path: str) -> str:
+        return "POST" if path in self._posts else "GET, HEAD"
 
     async def _sessions(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A drafter's connection; closed before it is open where it may not be."""
@@ -202,15 +206,19 @@ class _Gateway:
         is_ollama = scope["path"].startswith("/api/")
         body = orjson.dumps({"error": str(error)}) if is_ollama else error_object(error)
         more: Headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
+        if error.http_status == 405:
+            more.append((b"allow", self._allowed(scope["path"]).encode()))
         if error.http_status in (429, 503):
             more.append((b"retry-after", b"1"))
         await self._plain(send, error.http_status, JSON + more, body)
 
-    async def _plain(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+    async def _plain(
+        self, send: Send, status: int, headers: Headers, body: bytes, *, is_shown: bool = True
+    ) -> None:
         told = [*headers, (b"content-length", b"%d" % len(body)), *self._cors()]
         told.append((b"x-content-type-options", b"nosniff"))
         await send({"type": "http.response.start", "status": status, "headers": told})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": body if is_shown else b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Starting is done before; stopping gives connections and ledger back."""

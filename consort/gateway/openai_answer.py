@@ -17,8 +17,7 @@ from consort.inference.streams import answer_of
 from consort.types import Chunk, TokenLogprob, Usage
 
 DONE = b"data: [DONE]\n\n"
-TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error"}
-TYPES |= {413: "invalid_request_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(slots=True)
@@ -140,9 +139,10 @@ def error_object(error: ConsortError) -> bytes:
     place = f"{error.where}: " if error.where else ""
     hint = f" ({error.hint})" if error.hint else ""
     is_parameter = error.http_status == 400 and error.where
+    of_others = "server_error" if error.http_status >= 500 else "invalid_request_error"
     body = {
         "message": f"{place}{error.what}{hint}",
-        "type": TYPES.get(error.http_status, "server_error"),
+        "type": TYPES.get(error.http_status, of_others),
         "param": error.where if is_parameter else None,
         "code": error.code,
     }

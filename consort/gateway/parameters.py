@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import get_args
 
-from consort.config_serve import ServeConfig
+from consort.config_serve import Goal, ServeConfig
 from consort.errors import RequestError
+
+GOALS: tuple[str, ...] = get_args(Goal)
+LEAST_DEADLINE_S = 0.001  # nothing answers in less
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +30,19 @@ class Parameters:
 
     def checked(self) -> Parameters:
         """Itself; RequestError where a value cannot be meant."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is float and not (math.isfinite(value) and value >= 0):
-                raise RequestError("must be a number of at least 0", where=f"consort.{field.name}")
-        if self.goal not in ("balance", "quality", "latency", "cost"):
-            raise RequestError("must be balance, quality, latency or cost", where="consort.goal")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RequestError("must be a number of at least 0", where=f"consort.{name}")
+        if self.deadline_s < LEAST_DEADLINE_S:
+            raise RequestError(f"must be at least {LEAST_DEADLINE_S:g}", where="consort.deadline_s")
+        if self.goal not in GOALS:
+            raise RequestError(f"must be one of {', '.join(GOALS)}", where="consort.goal")
         return self
+
+
+KINDS: dict[str, type] = {field.name: type(field.default) for field in fields(Parameters)}
+NUMBERS = tuple(name for name, kind in KINDS.items() if kind is float)
 
 
 def configured(config: ServeConfig) -> Parameters:

@@ -133,6 +133,7 @@ def server_config(service: Service) -> uvicorn.Config:
         ws="websockets-sansio" if service.pool is not None else "none",
         ws_per_message_deflate=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=5,
         ssl_certfile=config.tls_certificate or None,
         ssl_keyfile=config.tls_key or None,

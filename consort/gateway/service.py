@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class Exchange:
     key: Key
     strategy_name: str
     strategy: Strategy
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(16)}")
     at: float = field(default_factory=time.time)
     began_s: float = field(default_factory=time.monotonic)
     calls: list[Call] = field(default_factory=list)

@@ -190,6 +190,11 @@ def test_optimistic_answers_begin_anew_in_the_stream(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}', "max_tokens"),
         (b'{"messages": [{"role": "user", "content": "x"}], "stop": [""]}', "stop"),
         (b'{"messages": [{"role": "user", "content": "x"}], "tools": 3}', "tools"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": [1]}', "tool_choice"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "prompt": "y"}', "prompt"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": true}', "n"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": 1}}',
+         "include_usage"),
         (b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json"}}',
          "response_format"),
         (b'{"messages": [{"role": "user", "content": "x"}], "consort": {"treshold": 1}}', "consort.treshold"),
@@ -276,6 +281,27 @@ def test_only_health_and_the_page_are_open_without_a_key(tmp_path: Path) -> None
     statuses = run(work, tmp_path)
     assert statuses == {"/health": 200, "/": 200, "/v1/models": 401, "/metrics": 401, "/overview": 401,
                         "/api/tags": 401, "/nothing": 404}  # fmt: skip
+
+
+def test_another_method_is_told_which_is_served(tmp_path: Path) -> None:
+    async def work(here: Live) -> dict[str, tuple[int, str | None]]:
+        found = {}
+        for method, path in (
+            ("DELETE", "/v1/models"),
+            ("GET", CHAT),
+            ("PUT", "/api/chat"),
+            ("HEAD", "/health"),
+        ):
+            async with here.http.request(method, here.url + path) as response:
+                found[f"{method} {path}"] = response.status, response.headers.get("allow")
+                if method == "HEAD":
+                    assert response.headers["content-length"] == str(len('{"status":"ok"}'))
+        return found
+
+    assert run(work, tmp_path) == {
+        "DELETE /v1/models": (405, "GET, HEAD"), f"GET {CHAT}": (405, "POST"),
+        "PUT /api/chat": (405, "POST"), "HEAD /health": (200, None),
+    }  # fmt: skip
 
 
 def test_another_sites_page_may_not_ask_unless_it_is_allowed(tmp_path: Path) -> None:
