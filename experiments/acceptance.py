@@ -5,7 +5,7 @@ the devices' SLMs.
     python experiments/acceptance.py runs/demo [--rows 60]       # experiments/results/acceptance.{json,md}
 
 The co-tuned cloud answers test prompts of each domain; after every prefix of its answer each drafter drafts
-one token with the answer's own noise. Each prompt is one observation: intervals are bootstrapped over prompts.
+one token with the noise of the answer. A prompt is one observation: intervals are bootstrapped over prompts.
 """
 
 from __future__ import annotations
