@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,17 @@ class Point:
     quality: Score
 
 
+def check_drawable(path: Path) -> None:
+    """ConfigError for a kind of picture that cannot be written, MissingExtraError without matplotlib: to be
+    told before hours of measuring."""
+    if path.suffix not in KINDS:
+        raise ConfigError(
+            f'no picture can be written as "{path.suffix}"', where=str(path), hint=", ".join(KINDS)
+        )
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib is not installed", hint="pip install 'consort-lm[plots]'")
+
+
 def draw_pareto(
     path: Path,
     data: Pair,
@@ -48,16 +60,9 @@ def draw_pareto(
     points: Sequence[Point] = (),
 ) -> None:
     """Draw rankings and points; against money where prices are known, with bars of 95 %."""
-    if path.suffix not in KINDS:
-        raise ConfigError(
-            f'no picture can be written as "{path.suffix}"', where=str(path), hint=", ".join(KINDS)
-        )
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "matplotlib is not installed", hint="pip install 'consort-lm[plots]'"
-        ) from error
+    check_drawable(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     edge, cloud = float(data.small_scores.mean()), float(data.large_scores.mean())

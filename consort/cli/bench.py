@@ -20,6 +20,7 @@ from consort.cli.calibrate import add_pair_arguments, prices
 from consort.config import Config
 from consort.config_file import dump_config, load_config
 from consort.errors import ConfigError
+from consort.problems import nearest
 
 if TYPE_CHECKING:
     from consort.bench.live import Question, Replies
@@ -76,13 +77,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _holds_outcomes(file: Path) -> bool:
+    """Whether the first row has scores; what is no row at all is the reader's to refuse."""
     try:
         with file.open("rb") as lines:
-            return '"scores"' in next((line for line in lines if line.strip()), b"").decode(
-                "utf-8", "replace"
-            )
+            first = json.loads(next((line for line in lines if line.strip()), b"null"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "scores" in first
 
 
 # ---- live
@@ -92,9 +95,17 @@ def _live(args: argparse.Namespace) -> int:
     from consort.bench.live import LIVE, opened, replies
     from consort.bench.live_standings import CLOUD, EDGE, live_pair, live_standings, rankings
     from consort.bench.outcomes import write_outcomes
-    from consort.bench.pareto import Point, draw_pareto
+    from consort.bench.pareto import Point, check_drawable, draw_pareto
+    from consort.gateway.strategies import STRATEGIES
 
     names = tuple(dict.fromkeys((EDGE, CLOUD, *(args.strategy or LIVE))))
+    for name in names:
+        if name not in STRATEGIES:
+            raise ConfigError(
+                f'no strategy "{name}"', where="--strategy", hint=nearest(name, list(STRATEGIES))
+            )
+    if args.picture:
+        check_drawable(args.picture)
     with TemporaryDirectory(prefix="consort-suite-") as folder:
         config, asked = _questions(args, Path(folder))
 
@@ -109,6 +120,11 @@ def _live(args: argparse.Namespace) -> int:
         found = asyncio.run(ask())
     data = live_pair(asked, found, metric=args.metric)
     standings = live_standings(asked, found, metric=args.metric, seed=args.seed)
+    if args.json:
+        rows = [one.to_json() for one in standings]
+        print(json.dumps({"questions": len(asked), "metric": args.metric, "rows": rows}))
+    else:
+        _print_live(standings, len(asked), args.metric, config.serve.currency)
     if args.keep:
         write_outcomes(args.keep, data.outcomes)
         print(f"outcomes: {args.keep}", file=sys.stderr)
@@ -124,11 +140,6 @@ def _live(args: argparse.Namespace) -> int:
             points=[Point(one.name, 1 - one.edge_share, by_name[one.name], one.quality) for one in standings],
         )
         print(f"picture: {args.picture}", file=sys.stderr)
-    if args.json:
-        rows = [one.to_json() for one in standings]
-        print(json.dumps({"questions": len(asked), "metric": args.metric, "rows": rows}))
-    else:
-        _print_live(standings, len(asked), args.metric, config.serve.currency)
     return 0
 
 

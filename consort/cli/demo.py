@@ -54,6 +54,8 @@ def _serve(run_dir: Path, device: str) -> list[Served] | None:
     try:
         from consort.bench.demo_serving import print_served, serve_and_ask
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("consort"):
+            raise
         hint = "pip install 'consort-lm[serve]', then: consort serve " + str(run_dir / SERVED)
         print(f"not served: {error.name} is not installed\n  {hint}", file=sys.stderr)
         return None

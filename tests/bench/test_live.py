@@ -163,8 +163,18 @@ def test_bench_asks_a_files_rows_of_the_models_of_a_configuration(
     assert all(row["p50_s"] > 0 and row["failures"] == 0 for row in told["rows"])
     assert picture.read_text().startswith("<?xml")
     assert len(read_outcomes(kept)) == 2
-    assert main([*words, "--strategy", "cascda"]) == 1
-    assert 'did you mean "consort/cascade"' in capsys.readouterr().err
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (["--strategy", "cascda"], 'did you mean "cascade"'),
+        (["--picture", "pareto.gif"], 'no picture can be written as ".gif"'),
+        (["nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    ):
+        assert main(["bench", *words]) == 1
+        shown = capsys.readouterr()
+        assert told in shown.err
+        assert shown.out == ""
 
 
 def test_bench_needs_two_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
