@@ -128,6 +128,13 @@ function write(name, text) {
   }
   last.lastChild.data += text;
 }
+// what was drafted and is not in the answer: seen as it happens, then it folds up; not read aloud
+function strike(text) {
+  const struck = element("del", text, "struck");
+  struck.setAttribute("aria-hidden", "true");
+  struck.title = "drafted, refused";
+  $("answer").append(struck);
+}
 function legend(spans) {
   const written = new Map();
   for (const [name, bytes] of spans) written.set(name, (written.get(name) ?? 0) + bytes);
@@ -140,7 +147,8 @@ function legend(spans) {
 function receipt(r) {
   legend(r.spans);
   const hidden = kinds(r.redactions);
-  $("told").textContent = [...decisions(r.notes), ...(hidden ? [`${hidden} hidden`] : []),
+  const drafts = r.notes.filter((note) => note.drafted).map((note) => `${note.accepted} of ${note.drafted} drafted tokens accepted`);
+  $("told").textContent = [...decisions(r.notes), ...drafts, ...(hidden ? [`${hidden} hidden`] : []),
     `${r.edge_tokens} tokens at the edge`, `${r.cloud_tokens} in the cloud`, `${size(r.cloud_bytes)} sent there`,
     seconds(r.latency_s)].join(", ");
 }
@@ -151,6 +159,7 @@ function piece(event) {
   if (event.consort?.anew) $("answer").replaceChildren();
   const text = event.choices[0]?.delta?.content;
   if (text) write(event.model, text);
+  if (event.consort?.struck) strike(event.consort.struck);
 }
 async function stream(body) {
   const response = await fetch("/v1/chat/completions",
