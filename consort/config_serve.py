@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+Role: TypeAlias = Literal["gateway", "cloud"]
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
 
 
@@ -16,7 +17,7 @@ class ServedModel:
     """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
 
     name: str = ""  # how it is called here; empty: its model's last part
-    model: str = ""  # Hub id, directory or zoo:NAME; with base_url, its name over there
+    model: str = ""  # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
@@ -25,6 +26,8 @@ class ServedModel:
     context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
+    drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
+    sessions: int = 0  # texts of a model that runs here whose distributions others read, or that drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
 
 
@@ -32,6 +35,7 @@ class ServedModel:
 class ServeConfig:
     """One endpoint for the whole consort. Without models here, the file's own cloud and devices answer."""
 
+    role: Role = "gateway"  # cloud: serve the cloud's model alone, and verify the drafts of other gateways
     host: str = "127.0.0.1"  # anything but this machine alone requires a key: `consort keys add NAME`
     port: int = 8800
     strategy: str = "cascade"  # what the model name "consort" means; /v1/models lists them
@@ -54,5 +58,6 @@ class ServeConfig:
     allow_origin: str = ""  # a web page's origin that may call from a browser; empty: none
     tls_certificate: str = ""  # PEM file; with tls_key, the endpoint is https
     tls_key: str = ""  # PEM file
+    proxy: ServedModel = field(default_factory=ServedModel)  # the cloud's proxy on this device: it drafts
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import Any
 
 import orjson
 
 from consort.errors import AccessError, ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
+from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
 from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
@@ -26,16 +26,13 @@ from consort.gateway.openapi import description
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service
+from consort.gateway.verifier import AsgiSocket, converse
 from consort.types import Request
 
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
-POLICY = (
-    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    b"img-src data:; base-uri 'none'; form-action 'none'"
-)
-HTML: Headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY)]
+HTML = (b"content-type", b"text/html; charset=utf-8")
 
 
 def create_app(service: Service) -> App:
@@ -61,6 +58,9 @@ class _Gateway:
             "/overview": lambda: (JSON, orjson.dumps(overview(service), default=str)),
             "/api/tags": lambda: (JSON, orjson.dumps(tags(service))),
         }
+        if service.pool is not None:
+            tokenizer = service.pool.vocabulary.to_json().encode()
+            self._gets["/v1/tokenizer"] = lambda: (JSON, tokenizer)
         self._open: dict[str, Callable[[], tuple[Headers, bytes]]] = {  # without a key
             "/health": lambda: (JSON, b'{"status":"ok"}'),
             "/api/version": lambda: (
@@ -68,12 +68,15 @@ class _Gateway:
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
             "/openapi.json": lambda: (JSON, orjson.dumps(description())),
-            "/": lambda: (HTML, files("consort.gateway").joinpath("dashboard.html").read_bytes()),
+            "/": self._dashboard,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._sessions(scope, receive, send)
             return
         if scope["type"] != "http":
             return
@@ -109,6 +112,20 @@ class _Gateway:
 
     def _allowed(self, path: str) -> str:
         return "POST" if path in self._posts else "GET, HEAD"
+
+    async def _sessions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A drafter's connection; closed before it is open where it may not be."""
+        await receive()
+        pool = self._service.pool
+        try:
+            if pool is None or scope["path"] != "/v1/sessions":
+                raise _status(404, RequestError("no sessions here", hint="consort serve --role cloud"))
+            key = self._enter(scope)
+        except ConsortError:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.accept"})
+        await converse(AsgiSocket(receive, send), pool, key)
 
     # ---- what is asked
 
@@ -157,6 +174,10 @@ class _Gateway:
         return parse_chat(body, defaults=self._defaults, unsaid=self._unsaid)
 
     # ---- what is shown
+
+    def _dashboard(self) -> tuple[Headers, bytes]:
+        html, policy = page()
+        return [HTML, (b"content-security-policy", policy)], html
 
     def _models(self) -> tuple[Headers, bytes]:
         rows = [self._model_row(name) for name in self._service.names()]

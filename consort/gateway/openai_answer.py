@@ -34,7 +34,10 @@ class Events:
         """One chunk as an event."""
         head = self._heads.get(chunk.model) or self._head(chunk.model)
         text = orjson.dumps(chunk.text)
-        if self._began and not (chunk.logprobs or chunk.tool_calls or chunk.finish_reason or chunk.anew):
+        is_usual = not (
+            chunk.logprobs or chunk.tool_calls or chunk.finish_reason or chunk.anew or chunk.struck
+        )
+        if self._began and is_usual:
             tail = (
                 b'},"logprobs":null,"finish_reason":null}]}\n\n'
                 if self.chat
@@ -79,7 +82,8 @@ class Events:
         self._began = True
         logprobs = orjson.dumps(_logprobs(chunk.logprobs, chat=self.chat))
         finish = orjson.dumps(chunk.finish_reason)
-        anew = b',"consort":{"anew":true}' if chunk.anew else b""
+        own = {"anew": True} if chunk.anew else {"struck": chunk.struck} if chunk.struck else None
+        ours = b',"consort":' + orjson.dumps(own) if own else b""
         return b"".join(
             (
                 head,
@@ -90,7 +94,7 @@ class Events:
                 b',"finish_reason":',
                 finish,
                 b"}]",
-                anew,
+                ours,
                 b"}\n\n",
             )
         )

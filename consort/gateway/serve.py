@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -17,12 +22,13 @@ from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, served
+from consort.gateway.loading import load_lm, served, served_proxy
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
+from consort.gateway.verifier import Pool
 from consort.inference.baselines import brevity, confidence
 from consort.problems import nearest
-from consort.types import Scorer
+from consort.types import DraftedLM, Scorer
 
 KEYS_FILE = "keys.json"
 
@@ -37,6 +43,21 @@ def serve(config: Config) -> None:
     uvicorn.Server(server_config(service)).run()
 
 
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    """The endpoint on a free port of this machine, in a thread; gives its base URL, up to /v1. The service is
+    closed afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(server_config(service))
+        thread = threading.Thread(target=server.run, args=([listening],), name="gateway", daemon=True)
+        thread.start()  # who connects before it accepts waits in the socket's queue
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 def open_service(config: Config) -> Service:
     """Load the models, open the ledger, read the keys."""
     edges, cloud = served(config)
@@ -47,14 +68,17 @@ def open_service(config: Config) -> Service:
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
     before, after, serving = judges(config.serve)
+    if serving.role == "cloud":
+        serving = replace(serving, strategy="cloud")
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
     models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
+    proxy = served_proxy(config)
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     required = bool(read_keys(folder / KEYS_FILE)) or not is_loopback(config.serve.host)
-    return Service(
+    service = Service(
         serving,
         edges=tuple(models[: len(edges)]),
         cloud=models[-1] if cloud.model else None,
@@ -63,8 +87,12 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
+        proxy=load_lm(proxy, config.runtime) if proxy.model else None,
         started_s=time.time(),
     )
+    if serving.role == "cloud":
+        service.pool = Pool(service, cast("DraftedLM", service.cloud), room=cloud.answers)
+    return service
 
 
 def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
@@ -102,7 +130,8 @@ def server_config(service: Service) -> uvicorn.Config:
         port=config.port,
         log_level="warning",
         access_log=False,
-        ws="none",
+        ws="websockets-sansio" if service.pool is not None else "none",
+        ws_per_message_deflate=False,
         server_header=False,
         proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=5,

@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConsortError, LimitError, UnknownModelError
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
+from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
 from consort.gateway.strategies import STRATEGIES, Means, guarded, made
@@ -23,10 +24,14 @@ from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
 from consort.inference.metering import Call, Gauge, Metered, Side
+from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.inference.streams import Closing
 from consort.problems import nearest
-from consort.types import LM, Chunk, Consort, Note, Request, Scorer, Strategy, Usage
+from consort.types import LM, Chunk, Consort, DraftedLM, Drafter, Note, Request, Scorer, Strategy, Usage
+
+if TYPE_CHECKING:
+    from consort.gateway.verifier import Pool
 
 OWN = "consort"  # the model name that means the configured strategy
 RECENT = 50  # finished requests the dashboard shows
@@ -49,6 +54,9 @@ class Service:
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
     recent: deque[Row] = field(default_factory=lambda: deque(maxlen=RECENT))
+    proxy: LM | None = None
+    drafters: dict[str, tuple[Drafter, Pace]] = field(default_factory=dict)  # by the cloud they draft for
+    pool: Pool | None = None  # of drafters' sessions, for the cloud's role
     in_flight: int = 0
     started_s: float = field(default_factory=time.time)
 
@@ -80,6 +88,13 @@ class Service:
         if price is None:
             return 0.0
         return (prompt_tokens * price.price_in + completion_tokens * price.price_out) / MILLION
+
+    def record(self, row: Row) -> None:
+        """A finished request: to the ledger, the meters, the dashboard and its key's budget."""
+        self.door.spent[row.key] = self.door.spent.get(row.key, 0.0) + row.cost
+        self.ledger.record(row)
+        self.recent.append(row)
+        self.meters.observe(row)
 
     def _strategy(self, asked: Asked, key: Key) -> tuple[str, Strategy]:
         model = asked.model
@@ -113,7 +128,13 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure)
+        return Means(self.before, self.after, shelf, measure, self._drafter)
+
+    def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
+        """The proxy, or what stood in the request before; measured with each cloud apart."""
+        if cloud.name not in self.drafters:
+            self.drafters[cloud.name] = drafter_of(self.proxy, cloud), Pace()
+        return self.drafters[cloud.name]
 
 
 def _loaded(gauge: Gauge) -> float | None:
@@ -167,10 +188,7 @@ class Exchange:
         service = self.service
         usage = self.counted()
         self.row = row = self._row(outcome, usage)
-        service.door.spent[self.key.name] = service.door.spent.get(self.key.name, 0.0) + row.cost
-        service.ledger.record(row)
-        service.recent.append(row)
-        service.meters.observe(row)
+        service.record(row)
         return row
 
     def counted(self) -> Usage:

@@ -15,6 +15,7 @@ from consort.inference.cache import Shelf, cache
 from consort.inference.cascade import cascade
 from consort.inference.route import route
 from consort.inference.single import cloud, edge
+from consort.inference.speculative import Chooser, speculate
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.types import Chunk, Consort, Request, Scorer, Strategy
@@ -22,12 +23,14 @@ from consort.types import Chunk, Consort, Request, Scorer, Strategy
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured."""
+    """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured, and
+    who drafts."""
 
     before: Scorer
     after: Scorer
     shelf: Shelf
     measure: Callable[[Consort], Conditions]
+    choose_drafter: Chooser
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
@@ -71,5 +74,6 @@ STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
     "vote": lambda p, means: vote(share=p.share, large=_backed(p)),
     "cache": lambda p, means: cache(_cascade(p, means), means.shelf, alike=p.alike),
     "takeover": lambda p, means: _backed(p),
+    "speculate": lambda p, means: takeover(speculate(means.choose_drafter), silence_s=p.stall_s),
     "auto": _auto,
 }

@@ -7,13 +7,13 @@ reads); a `Call` belongs to one request (tokens, bytes, time, which the ledger s
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from consort.errors import ConsortError
 from consort.inference.streams import Closing
-from consort.types import LM, Chunk, Request
+from consort.types import LM, Chunk, Draft, DraftedLM, Request, Tokenizer, Writing, Written
 
 Side = Literal["edge", "cloud"]
 MEMORY = 0.2  # weight of the newest measurement in a gauge's averages
@@ -70,10 +70,7 @@ class Metered:
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The model's own stream."""
         clock, gauge = self._clock, self._gauge
-        call = Call(self.name, self._side, sent_bytes(request), clock())
-        self._calls.append(call)
-        gauge.in_flight += 1
-        gauge.requests += 1
+        call = self._begun(request)
         chunks, written = 0, 0
         try:
             async with Closing(self._lm.stream(request)) as stream:
@@ -90,23 +87,91 @@ class Metered:
                         call.outcome = "done"
                     yield chunk
         except ConsortError as error:
-            call.outcome = error.code
-            gauge.failures += 1
-            gauge.failures_in_row += 1
-            gauge.last_failure_s = clock()
+            _failed(call, gauge, error, clock)
             raise
         finally:
-            gauge.in_flight -= 1
-            call.answer_s = clock() - call.began_s
             if not call.counted:
                 call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
                 call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
-            if call.outcome == "done":
-                gauge.failures_in_row = 0
-                gauge.answers += 1
-                gauge.tokens += call.completion_tokens
-                gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
-                gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
+            _ended(call, gauge, clock)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own."""
+        return cast("DraftedLM", self._lm).tokenizer
+
+    async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
+        """As the model's own, which takes drafts."""
+        call = self._begun(request)
+        try:
+            writing = await cast("DraftedLM", self._lm).write(request, after=after)
+        except BaseException as error:
+            if isinstance(error, ConsortError):
+                _failed(call, self._gauge, error, self._clock)
+            _ended(call, self._gauge, self._clock)
+            raise
+        return _MeteredWriting(writing, call, self._gauge, self._clock)
+
+    def _begun(self, request: Request) -> Call:
+        call = Call(self.name, self._side, sent_bytes(request), self._clock())
+        self._calls.append(call)
+        self._gauge.in_flight += 1
+        self._gauge.requests += 1
+        return call
+
+
+class _MeteredWriting:
+    """An answer under way whose call is written down (`types.Writing`)."""
+
+    def __init__(self, writing: Writing, call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
+        self._writing, self._call, self._gauge, self._clock = writing, call, gauge, clock
+        self.prompt_tokens = call.prompt_tokens = writing.prompt_tokens
+
+    @property
+    def rtt_s(self) -> float:
+        return self._writing.rtt_s
+
+    async def written(self) -> AsyncIterator[Written]:
+        call = self._call
+        try:
+            async for written in self._writing.written():
+                if call.first_s is None:
+                    call.first_s = self._clock() - call.began_s
+                call.completion_tokens += len(written.ids)
+                if written.finish_reason is not None:
+                    call.outcome = "done"
+                yield written
+        except ConsortError as error:
+            _failed(call, self._gauge, error, self._clock)
+            raise
+
+    def draft(self, begins: int, draft: Draft) -> None:
+        self._writing.draft(begins, draft)
+
+    async def close(self) -> None:
+        await self._writing.close()
+        call = self._call
+        call.counted = True
+        call.sent_bytes = max(call.sent_bytes, getattr(self._writing, "sent_bytes", 0))
+        _ended(call, self._gauge, self._clock)
+
+
+def _failed(call: Call, gauge: Gauge, error: ConsortError, clock: Callable[[], float]) -> None:
+    call.outcome = error.code
+    gauge.failures += 1
+    gauge.failures_in_row += 1
+    gauge.last_failure_s = clock()
+
+
+def _ended(call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
+    gauge.in_flight -= 1
+    call.answer_s = clock() - call.began_s
+    if call.outcome == "done":
+        gauge.failures_in_row = 0
+        gauge.answers += 1
+        gauge.tokens += call.completion_tokens
+        gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
+        gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
 
 
 def sent_bytes(request: Request) -> int:

@@ -79,3 +79,32 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(
 def test_a_limit_beyond_the_context_is_one_error(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(directory), "x", "--max-new-tokens", "256"]) == 1
     assert "leaves no room" in capsys.readouterr().err
+
+
+def test_a_drafter_changes_nothing_and_is_told_of(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = ["--temperature", "1.5", "--seed", "3"]
+    assert main([*words(directory, "the clinic"), *sampled]) == 0
+    alone = capsys.readouterr().out
+    assert main([*words(directory, "the clinic"), *sampled, "--drafter", str(directory)]) == 0
+    found = capsys.readouterr()
+    assert found.out == alone
+    assert "are in the answer" in found.err
+
+
+def test_a_long_conversation_loses_its_oldest_turns(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    typed = iter(["the clinic opens at nine " * 5] * 6)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(words(directory, "--system", "be brief")) == 0
+    assert len(capsys.readouterr().out.strip("\n").split("\n")) >= 6

@@ -347,6 +347,19 @@ def test_the_dashboard_is_one_page_that_loads_nothing_else(tmp_path: Path) -> No
     assert now["recent"][0]["spans"] == [["small", len(SMALL)]]
 
 
+def test_the_dashboard_counts_private_spans_by_kind_and_never_says_them(tmp_path: Path) -> None:
+    async def work(here: Live) -> Any:
+        for _ in range(2):
+            await here.ask("Write to ann.weiss@example.org", model="consort/cloud", consort={"redact": True})
+        async with here.http.get(here.url + "/overview") as overview:
+            return orjson.loads(await overview.read())
+
+    now = run(work, tmp_path)
+    assert now["redactions"] == {"email": 2}
+    assert [answer["redactions"] for answer in now["recent"]] == [{"email": 1}] * 2
+    assert "weiss" not in str(now)
+
+
 def test_metrics_speak_opentelemetrys_names_and_hold_no_text(tmp_path: Path) -> None:
     async def work(here: Live) -> str:
         await here.ask("a very secret question", model="consort/cascade", consort={"threshold": 2})
