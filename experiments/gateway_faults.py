@@ -16,9 +16,9 @@ import random
 import re
 import sqlite3
 import statistics
+import string
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +44,8 @@ from consort.gateway.ledger import Ledger
 RESULTS = HERE / "results"
 SEED = 0
 ID = re.compile(rb"chatcmpl-[0-9a-f]{32}")
+VARIANTS = 50
+LETTERS = string.ascii_letters + string.digits + "-_"
 GUESSES = ("nothing alike", "first character wrong", "last character wrong")
 
 
@@ -120,49 +122,48 @@ async def hung_up(arm: Arm, *, times: int) -> dict[str, dict[str, float]]:
 # ---- wrong keys
 
 
-def guesses(secret: str) -> dict[str, str]:
-    other = {True: "x", False: "y"}
-    nothing = "".join(other[letter == "x"] for letter in secret)
-    changed = [other[secret[at] == "x"] for at in (0, -1)]
-    return dict(zip(GUESSES, (nothing, changed[0] + secret[1:], secret[:-1] + changed[1]), strict=True))
+def guesses(secret: str) -> dict[str, list[str]]:
+    """Many guesses of each kind: what one of them costs by chance, in a hash table, is not what is asked."""
+    rng = random.Random(SEED)
+
+    def other(letter: str) -> str:
+        return rng.choice([each for each in LETTERS if each != letter])
+
+    return {
+        GUESSES[0]: ["".join(map(other, secret)) for _ in range(VARIANTS)],
+        GUESSES[1]: [other(secret[0]) + secret[1:] for _ in range(VARIANTS)],
+        GUESSES[2]: [secret[:-1] + other(secret[-1]) for _ in range(VARIANTS)],
+    }
+
+
+def in_random_order(secret: str, times: int) -> list[tuple[str, str]]:
+    """(kind, guess), each kind so often."""
+    order = [(kind, each[n % VARIANTS]) for kind, each in guesses(secret).items() for n in range(times)]
+    random.Random(SEED).shuffle(order)
+    return order
 
 
 def timed_inside(folder: Path, secret: str, *, times: int) -> dict[str, list[float]]:
     door = Door(folder / "keys.json", required=True)
     taken: dict[str, list[float]] = {kind: [] for kind in GUESSES}
-    headers = {kind: f"Bearer {guess}".encode() for kind, guess in guesses(secret).items()}
-
-    def refused(header: bytes) -> float:
+    for kind, guess in in_random_order(secret, times):
+        header = f"Bearer {guess}".encode()
         begin = time.perf_counter_ns()
         try:
             door.enter(header)
         except AccessError:
-            return (time.perf_counter_ns() - begin) / 1000
-        raise AssertionError("let in")
-
-    in_random_order(lambda kind: taken[kind].append(refused(headers[kind])), times)
+            taken[kind].append((time.perf_counter_ns() - begin) / 1000)
+    assert all(len(each) == times for each in taken.values()), "a guess was let in"
     return taken
-
-
-def in_random_order(ask: Callable[[str], None], times: int) -> None:
-    order = list(GUESSES) * times
-    random.Random(SEED).shuffle(order)
-    for kind in order:
-        ask(kind)
 
 
 async def timed_outside(arm: Arm, secret: str, *, times: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {kind: [] for kind in GUESSES}
     reader, writer = await asyncio.open_connection("127.0.0.1", arm.port)
-    asked = {
-        kind: post_bytes(replace(arm, headers=f"Authorization: Bearer {guess}\r\n"), b"{}")
-        for kind, guess in guesses(secret).items()
-    }
-    order = list(GUESSES) * times
-    random.Random(SEED).shuffle(order)
-    for kind in order:
+    for kind, guess in in_random_order(secret, times):
+        asked = post_bytes(replace(arm, headers=f"Authorization: Bearer {guess}\r\n"), b"{}")
         begin = time.perf_counter()
-        status, _ = await one(reader, writer, asked[kind])
+        status, _ = await one(reader, writer, asked)
         taken[kind].append((time.perf_counter() - begin) * 1e6)
         assert status == 401
     writer.close()

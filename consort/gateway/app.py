@@ -6,6 +6,7 @@ request.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
@@ -89,7 +90,7 @@ class _Gateway:
         parse_body = self._posts.get(path)
         if parse_body is not None and method == "POST":
             key = self._enter(scope)
-            asked, form = parse_body(await self._body(scope, receive))
+            asked, form = parse_body(await self._body(receive))
             exchange = self._service.begin(asked, key)
             shape: Form = form(exchange)
             await answer(exchange, shape, receive, send, self._cors())
@@ -144,7 +145,14 @@ class _Gateway:
             raise _status(403, AccessError("pages of other sites may not ask here", hint=hint))
         return key
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._service.config.deadline_s):
+                return await self._whole_body(receive)
+        except TimeoutError:
+            raise _status(408, RequestError("the request did not come whole in time")) from None
+
+    async def _whole_body(self, receive: Receive) -> bytes:
         limit = self._service.config.max_body_kb << 10
         parts, size, more = [], 0, True
         while more:
@@ -208,6 +216,8 @@ class _Gateway:
         more: Headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
         if error.http_status == 405:
             more.append((b"allow", self._allowed(scope["path"]).encode()))
+        if error.http_status in (408, 413):  # the rest of the request is not read
+            more.append((b"connection", b"close"))
         if error.http_status in (429, 503):
             more.append((b"retry-after", b"1"))
         await self._plain(send, error.http_status, JSON + more, body)

@@ -23,6 +23,7 @@ FAILURES = {
     403: "A page of another site asks.",
     404: "No such model, or nothing is served here.",
     405: "Another method is served here.",
+    408: "The request did not come whole in time.",
     413: "The request is too large.",
     429: "More than the key's requests or money.",
     500: "The gateway failed.",
@@ -67,7 +68,7 @@ def _asked(request: str, answer: str, stream: str) -> Schema:
     return {
         "post": {
             "requestBody": {"required": True, "content": {JSON: {"schema": _ref(request)}}},
-            "responses": answered | _failures(400, 401, 403, 404, 413, 429, 500, 502, 503, 504),
+            "responses": answered | _failures(400, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504),
             "security": [{"key": []}],
         }
     }

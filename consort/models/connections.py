@@ -179,15 +179,15 @@ class Pool:
 
     def __init__(self, url: str, *, key: str, connect_s: float, silence_s: float) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("no address")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("no address, or a password in it")
         is_https = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if is_https else 80)
         self._path = parts.path.rstrip("/")
         self._connect_s, self._silence_s = connect_s, silence_s
         self._tls = ssl.create_default_context() if is_https else None
         self._idle: deque[Connection] = deque()
-        asked_for = f" HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
+        asked_for = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n"
         known = f"Authorization: Bearer {key}\r\n" if key else ""
         if not all(33 <= ord(letter) < 127 for letter in self._path + key + parts.netloc):
             raise ValueError("no address, or no key")  # a line's end in them would begin another header
@@ -205,7 +205,7 @@ class Pool:
             except BrokenError:
                 if connection.was_heard:
                     raise
-                continue  # it was closed while it lay idle: nobody read the request
+                continue  # it was closed while it lay idle: nothing of an answer was seen
             except BaseException:
                 connection.abort()
                 raise

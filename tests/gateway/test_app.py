@@ -128,6 +128,19 @@ def test_every_request_has_a_deadline(tmp_path: Path, stream: bool) -> None:
     assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
 
 
+def test_a_request_that_never_comes_whole_is_given_up(tmp_path: Path) -> None:
+    async def work(here: Live) -> bytes:
+        address = here.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{" % CHAT.encode())
+        answer = await reader.read()  # and the connection is closed
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    assert b" 408 " in run(work, tmp_path, deadline_s=0.05)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_work(tmp_path: Path, stream: bool) -> None:
     slow = says("large", LARGE, fault=Fault("stall", 2))

@@ -17,6 +17,8 @@ from tests.gateway.live import LARGE, SMALL, Live, live, text_of
 from tests.inference.consorts import says
 from tests.upstream import CUT, EVENT_STREAM, HANG, event, framed, refusal, upstream
 
+# These refuse models whose tokens they cannot read, as all are here.
+OF_TOKENS = {"speculate", "defer", "mix"}
 END = b"0\r\n\r\n"
 BEGUN = [EVENT_STREAM, framed(event("It "))]
 FAULTS: dict[str, list[bytes] | None] = {
@@ -83,7 +85,7 @@ def test_every_strategy_answers_or_fails_in_one_piece(tmp_path: Path, fault: str
             edges = [broken, says("second", SMALL)] if side == "edge" else [says("small", SMALL)]
             cloud = broken if side == "cloud" else says("large", LARGE)
             async with live(tmp_path, edges=edges, cloud=cloud, threshold=0.9, stall_s=1.0) as here:
-                names = ["broken", *(f"consort/{name}" for name in STRATEGIES)]
+                names = ["broken", *(f"consort/{name}" for name in STRATEGIES.keys() - OF_TOKENS)]
                 async with asyncio.timeout(30):
                     await asyncio.gather(
                         *(whole_or_error(here, name) for name in names),

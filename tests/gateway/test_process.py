@@ -158,6 +158,7 @@ def test_tls_is_spoken_with_a_certificate_of_ones_own(
             status, body = await here.ask()
             assert status == 200
             assert orjson.loads(body.partition(b"\n")[2])["choices"][0]["message"]["content"] == "at nine"
+            assert shutil.which("curl") is None or b"at nine" in await _curl(here, certificate)
             far = Endpoint("far", f"{here.url}/v1", "consort", here.secret, attempts=1)
             with pytest.raises(UpstreamError):  # nobody vouches for it
                 await _text(far)
@@ -168,6 +169,16 @@ def test_tls_is_spoken_with_a_certificate_of_ones_own(
                     await plain.get(here.url.replace("https", "http") + "/health")
 
     asyncio.run(work())
+
+
+async def _curl(here: Process, certificate: str) -> bytes:
+    """What curl shows of a whole answer, on a connection that it trusts."""
+    body = orjson.dumps({"messages": TURNS}).decode()
+    command = ["curl", "--silent", "--fail", "--cacert", certificate, "--data", body]
+    command += ["--header", f"Authorization: Bearer {here.secret}", here.url + CHAT]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    shown, _ = await process.communicate()
+    return shown
 
 
 async def _text(endpoint: Endpoint) -> str:

@@ -145,7 +145,8 @@ def test_who_does_not_read_holds_the_sender_back(run: Callable[[Any], Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x/v1", "http:///v1", "http://x/v1\r\nEvil: 1", "", "http://x:port/v1"]
+    "url",
+    ["ftp://x/v1", "http:///v1", "http://x/v1\r\nEvil: 1", "", "http://x:port/v1", "http://me:word@x/v1"],
 )
 def test_what_is_no_address_is_refused_before_anything_is_sent(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - one error for all of them
