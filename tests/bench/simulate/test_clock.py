@@ -58,6 +58,23 @@ def test_a_day_of_waiting_and_a_deadline_within_it_take_no_time() -> None:
     assert virtual_run(main()) == 3600 + 30 * 86_400
 
 
+def test_code_that_measures_itself_is_told_virtual_seconds_and_nobody_else_is() -> None:
+    async def main() -> tuple[float, float]:
+        begun_s = time.monotonic(), time.perf_counter()
+        await asyncio.sleep(3600)
+        return time.monotonic() - begun_s[0], time.perf_counter() - begun_s[1]
+
+    async def fails() -> None:
+        raise LookupError
+
+    real = time.monotonic, time.perf_counter
+    assert virtual_run(main()) == (3600, 3600)
+    assert (time.monotonic, time.perf_counter) == real
+    with pytest.raises(LookupError):
+        virtual_run(fails())
+    assert (time.monotonic, time.perf_counter) == real
+
+
 def test_cancelled_timers_do_not_stop_the_clock() -> None:
     async def main() -> float:
         waits = [asyncio.create_task(asyncio.sleep(second)) for second in (1, 2, 3)]
