@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
-import select
 import selectors
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -145,38 +143,6 @@ def _told_by(clock: Callable[[], float]) -> Iterator[None]:
         yield
     finally:
         time.monotonic, time.perf_counter = real
-
-
-def precise_run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in real time with timers that are right to about 0.1 ms: the usual loops round each wait up
-    to a whole millisecond."""
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
-        return runner.run(main)
-
-
-def precise_loop() -> asyncio.SelectorEventLoop:
-    """A loop that waits to the microsecond, not to the millisecond, where `epoll` is what it waits with."""
-    rounds = hasattr(selectors, "EpollSelector")
-    return asyncio.SelectorEventLoop(_Precise() if rounds else selectors.DefaultSelector())
-
-
-class _Precise(selectors.DefaultSelector):
-    """Waits with `select`, which takes microseconds, for `epoll`, which takes any number of files."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout > 0:
-            select.select([self.fileno()], (), (), timeout)
-        return super().select(0)
-
-
-def take_precedence() -> bool:
-    """Put this process before all ordinary work on the machine, so that it wakes when it should. For what
-    mostly waits: a proxy, a measuring client. False where the system forbids it (on Linux it takes root)."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except (AttributeError, PermissionError):
-        return False
-    return True
 
 
 async def sleep_until(at_s: float) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-import resource
-import socket
 import threading
 import time
 
@@ -16,9 +12,7 @@ from hypothesis import strategies as st
 
 from consort.bench.simulate.clock import (
     Processor,
-    VirtualLoop,
     held_clock,
-    precise_run,
     sleep_until,
     virtual_run,
 )
@@ -134,36 +128,3 @@ def test_a_processor_does_one_thing_at_a_time_in_order() -> None:
         return await asyncio.gather(work(1), work(2), work(4)), processor.busy_s
 
     assert virtual_run(main()) == ([1, 3, 7], 7)
-
-
-def test_a_precise_loop_takes_more_files_than_select_does() -> None:
-    """Files with numbers above 1,023, where `select` gives up."""
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 1500:
-        pytest.skip("no file may have a number above 1,500 here: ulimit -n")
-
-    async def main() -> bytes:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        high = fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500)
-        ready = asyncio.Event()
-        loop.add_reader(high, ready.set)
-        theirs.send(b"here")
-        await ready.wait()
-        loop.remove_reader(high)
-        heard = ours.recv(4)
-        os.close(high)
-        ours.close()
-        theirs.close()
-        return heard
-
-    assert precise_run(main()) == b"here"
-
-
-def test_on_a_precise_loop_nothing_wakes_early() -> None:
-    async def main() -> bool:
-        assert not isinstance(asyncio.get_running_loop(), VirtualLoop)
-        at_s = now_s() + 0.003
-        await sleep_until(at_s)
-        return now_s() >= at_s - 1e-6
-
-    assert precise_run(main())
