@@ -1,4 +1,4 @@
-"""Real time, kept well: an asyncio loop that wakes within about 0.1 ms, and a place before other work.
+"""Real time, kept well: an asyncio loop that wakes when it should, and a place before other work.
 
 What the proxy runs on, and what a program that measures through it should run on. Virtual time is `clock`.
 """
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def precise_run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in real time with timers that are right to about 0.1 ms: the usual loops round each wait up
-    to a whole millisecond."""
+    """Run `main` in real time with timers that are right to a fraction of a millisecond: the usual loops round
+    each wait up to a whole one."""
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         return runner.run(main)
 
