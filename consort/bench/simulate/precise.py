@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def precise_run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in real time with timers that are right to a fraction of a millisecond: the usual loops round
-    each wait up to a whole one."""
+    """Run `main` in real time with timers that are right to a fraction of a millisecond: the usual loops
+    round each wait up to a whole one."""
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         return runner.run(main)
 
