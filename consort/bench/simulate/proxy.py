@@ -1,6 +1,6 @@
 """Actual traffic shaped by a link: a TCP proxy on loopback that hands on each byte when the model says.
 
-Runs on the loop it is started from, which should be precise (`clock.precise_loop`) and have nothing else to
+Runs on the loop it is started from, which should be precise (`precise.precise_loop`) and have nothing else to
 do; `proxy_process` gives it a process of its own. A connection through it costs one round trip before the
 first byte. Does not look into what it carries.
 """
