@@ -19,7 +19,7 @@ class Weights:
     """llama.cpp's pointers to a loaded file, freed with the last who holds them."""
 
     def __init__(self, file: Path, *, gpu: bool) -> None:
-        self.cpp = _library()
+        self.cpp = llama_cpp_library()
         params = self.cpp.llama_model_default_params()
         params.n_gpu_layers = -1 if gpu else 0
         self.model = self.cpp.llama_model_load_from_file(str(file).encode(), params)
@@ -28,20 +28,23 @@ class Weights:
             raise ModelError(f"llama.cpp cannot load it: {complaint()}", where=str(file), hint=hint)
         self.words = self.cpp.llama_model_get_vocab(self.model)
         self.rows = int(self.cpp.llama_vocab_n_tokens(self.words))
-        weakref.finalize(self, self.cpp.llama_model_free, self.model)
+        freeing = weakref.finalize(self, self.cpp.llama_model_free, self.model)
+        freeing.atexit = False  # a thread may still compute, and the memory goes with the process
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Ids as llama.cpp cuts the text."""
         raw = text.encode()
-        room = len(raw) + 8  # tokens are a byte long or more, but for those added around the text
-        ids = (ctypes.c_int32 * room)()
-        count = self.cpp.llama_tokenize(self.words, raw, len(raw), ids, room, add_special, parse_special)
-        assert 0 <= count <= room, count
-        return list(ids[:count])
+        room = len(raw) + 8  # mostly enough; a negative count says how many there are
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            count = self.cpp.llama_tokenize(self.words, raw, len(raw), ids, room, add_special, parse_special)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
 
 
 @lru_cache(maxsize=1)
-def _library() -> Any:
+def llama_cpp_library() -> Any:
     """llama_cpp, whose errors are kept for ours and whose other words are dropped."""
     try:
         import llama_cpp

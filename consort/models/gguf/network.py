@@ -46,7 +46,7 @@ class LlamaNetwork:
                 f"llama.cpp has no cache of {slots} texts of {positions} tokens: {complaint()}",
                 hint="lower context_tokens or answers",
             )
-        weakref.finalize(self, self._cpp.llama_free, self._context)
+        weakref.finalize(self, self._cpp.llama_free, self._context).atexit = False  # as in `Weights`
         self._memory = self._cpp.llama_get_memory(self._context)
 
     def read(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consort.config import RuntimeConfig
@@ -58,6 +59,12 @@ def both(model: LocalModel, loaded: GgufModel) -> Iterator[tuple[LocalLM, LocalL
     yield opened[0], opened[1]
     for lm in opened:
         lm.close()
+
+
+def without_json(file: Path, copy: Path) -> Path:
+    """A copy whose tokenizer is lists only: the key has a name that nobody asks for."""
+    copy.write_bytes(file.read_bytes().replace(WHOLE_JSON.encode(), b"x" * len(WHOLE_JSON)))
+    return copy
 
 
 async def chunks(lm: LocalLM, request: Request) -> list[Chunk]:
@@ -142,14 +149,28 @@ def test_sessions_read_rewind_and_are_verified_side_by_side(both: tuple[LocalLM,
         assert theirs.rest == pytest.approx(ours.rest, abs=1e-3)
 
 
-def test_a_prompt_longer_than_one_pass_is_read(both: tuple[LocalLM, LocalLM], loaded: GgufModel) -> None:
-    network = loaded.open_network(slots=2, positions=1000)
+def test_a_prompt_longer_than_one_pass_and_texts_that_share_one_are_read_as_alone(loaded: GgufModel) -> None:
+    network = loaded.open_network(slots=3, positions=1000)
     ids = [5 + place % 50 for place in range(700)]
     whole = network.read([ids], slots=[0], starts=[0], every=True)
-    network.read([ids[:300]], slots=[1], starts=[0], every=False)
-    rest = network.read([ids[300:]], slots=[1], starts=[300], every=False)
     assert whole.shape[0] == 700
-    assert rest[0].tolist() == pytest.approx(whole[-1].tolist(), abs=1e-3)
+    network.read([ids[:300], ids[:5]], slots=[1, 2], starts=[0, 0], every=False)
+    network.swap(1, 2, 300)
+    together = network.read([ids[5:9], ids[300:]], slots=[1, 2], starts=[5, 300], every=True)
+    assert together == pytest.approx(np.concatenate([whole[5:9], whole[300:]]), abs=1e-3)
+    again = network.read([ids[2:4], ids[299:300]], slots=[1, 2], starts=[2, 299], every=False)
+    assert again == pytest.approx(whole[[3, 299]], abs=1e-3)
+
+
+def test_a_file_without_its_tokenizer_s_json_answers_alike(
+    file: Path, both: tuple[LocalLM, LocalLM], tmp_path: Path
+) -> None:
+    """As files that others made: llama.cpp cuts the prompt."""
+    plain = without_json(file, tmp_path / "plain.gguf")
+    lm = LocalLM(load_gguf(plain, runtime=CPU), answers=1, sessions=0, context_tokens=160)
+    for request in (ASKED, Request((), prompt="What is  the limit?", max_tokens=8)):
+        assert text(lm, request) == text(both[0], request)
+    lm.close()
 
 
 def test_a_prompt_beyond_the_context_is_refused_in_words(both: tuple[LocalLM, LocalLM]) -> None:
@@ -168,9 +189,8 @@ def test_a_broken_file_and_weights_that_are_missing_are_clear_errors(file: Path,
         load_gguf(cut, runtime=CPU)
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "other.gguf"
-    header, whole = read_metadata(file), file.read_bytes()
-    other.write_bytes(whole.replace(WHOLE_JSON.encode(), b"x" * len(WHOLE_JSON)))  # the key is not found
-    tokenizer = json.loads(header[WHOLE_JSON])
+    without_json(file, other)
+    tokenizer = json.loads(read_metadata(file)[WHOLE_JSON])
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 9999, "content": "<far>"})
     other.with_name("tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="has 10000 tokens"):
