@@ -57,12 +57,17 @@ def evidence_of(
     request: Request, answer: Answer | None, *, others: Sequence[str] = (), proxy: float | None = None
 ) -> Evidence:
     """The evidence about a request as it is served: all its turns are the question."""
-    question = request.prompt
-    if question is None:
-        question = "\n".join(message.content for message in request.messages)
+    question = question_of(request)
     if answer is None:
         return Evidence(question, proxy=proxy)
     return Evidence(question, answer.text, answer.logprobs, tuple(others), proxy)
+
+
+def question_of(request: Request) -> str:
+    """All that was asked, as one text."""
+    if request.prompt is not None:
+        return request.prompt
+    return "\n".join(message.content for message in request.messages)
 
 
 def features(evidence: Evidence, group: Group) -> list[float]:

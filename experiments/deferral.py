@@ -1,0 +1,197 @@
+"""Quality against the share of tokens that the cloud writes: `defer` on the demo's co-tuned consort.
+
+    consort demo --run-dir runs/demo
+    python experiments/deferral.py label runs/demo      # lessons of the learned scorers, once
+    python experiments/deferral.py curve runs/demo      # goes on where it stood
+    python experiments/deferral.py table runs/demo      # results/deferral.{json,md,png}
+
+Four pairs: a device's co-tuned model and the co-tuned cloud, with different tokenizers. Each answers a stream
+of as many test prompts of its own domain (there the edge alone knows the facts and the cloud has the skills
+better) and of the public test set (general skills, where the cloud leads). Scorers learn from, and shares are
+calibrated on, the device's validation rows and public validation rows; then the share is kept online, as when
+served. Greedy, at most 64 tokens. EM and Rouge-L against the references. The line between edge and cloud is
+what asking the cloud for whole answers at random reaches at the same share. Share is counted three ways:
+tokens (each in its writer's), bytes of the answer, and tokens over those of the cloud writing all alone.
+Intervals are 95 %, over 1,000 resamples of prompts, edge, cloud and share resampled with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from provenance import commit, hardware
+
+from consort.bench.metrics import exact_match, rouge_l
+from consort.config import RuntimeConfig
+from consort.inference.divergence import lesson
+from consort.inference.duet import Duet
+from consort.inference.reading import Reader, vocabulary_of
+from consort.inference.share import Share
+from consort.inference.token_file import load_token_need, save_token_need
+from consort.inference.token_fit import fit_token_need
+from consort.inference.token_need import SCORERS, TokenScorer
+from consort.models.decoding.lm import LocalLM
+from consort.training.answers import answer
+from consort.training.data import Sample, prompt_ids, read_samples
+from consort.training.tuned import load_tuned
+from consort.types import Message, Request
+
+RESULTS = Path(__file__).parent / "results"
+DEVICES = ("bank", "clinic", "factory", "shop")
+OWN, PUBLIC = 48, 48  # test prompts a device
+LABEL_OWN, LABEL_PUBLIC = 40, 24
+TOKENS, CONTEXT = 64, 256
+CELLS = (
+    ("learned", 0.2), ("doubt", 0.2), ("learned", 0.35), ("doubt", 0.35), ("learned", 0.1), ("doubt", 0.1),
+    ("learned", 0.5), ("doubt", 0.5), ("entropy", 0.2), ("margin", 0.2),
+)  # fmt: skip
+RESAMPLES = 1000
+
+
+class Pair:
+    """One device's model and the cloud's, opened for sessions."""
+
+    def __init__(self, run: Path, device: str) -> None:
+        runtime = RuntimeConfig(device="cpu")
+        models = [load_tuned(str(run / "adapters" / name), adapter=None, runtime=runtime) for name in (device, "cloud")]
+        self.small_model, self.large_model = models
+        self.small, self.large = (
+            LocalLM(model, answers=1, sessions=1, context_tokens=CONTEXT, alternatives=64) for model in models
+        )
+        self.native = vocabulary_of(self.small).sha256 == vocabulary_of(self.large).sha256
+
+    def rows(self, run: Path, device: str, split: str, own: int, public: int) -> list[tuple[str, Sample]]:
+        """Own and public rows that leave room for an answer, in one shuffled stream."""
+        found = []
+        for name, folder, count in (
+            ("own", run / "suite" / "devices" / device, own),
+            ("public", run / "suite" / "public", public),
+        ):
+            fit = [row for row in read_samples(folder, split) if self._fits(row)]
+            found += [(name, row) for row in fit[:count]]
+        order = np.random.default_rng(0).permutation(len(found))
+        return [found[index] for index in order]
+
+    def _fits(self, row: Sample) -> bool:
+        return all(
+            len(prompt_ids(row, model)) + TOKENS <= CONTEXT for model in (self.small_model, self.large_model)
+        )
+
+    def deferred(self, request: Request, scorer: TokenScorer, share: Share) -> dict[str, object]:
+        """One answer, as `inference.deferral` writes it, without its event loop."""
+        small, large = Reader(self.small, request), None
+        duet, by_large, large_bytes = Duet(request, native=self.native), False, 0
+        try:
+            piece: bytes | None = b""
+            while piece is not None and duet.tokens < request.max_tokens:
+                look, choice = duet.look(small)
+                by_large = share.asks(scorer(look)) if duet.whole else by_large
+                if by_large:
+                    large = large or Reader(self.large, request)
+                    choice = duet.asked(large)
+                piece = duet.write(large if by_large and large else small, choice, large=by_large)
+                share.count(large=by_large)
+                large_bytes += len(piece or b"") if by_large else 0
+            return {
+                "text": duet.answer.decode(errors="replace"),
+                "tokens": duet.tokens,
+                "large_tokens": duet.large_tokens,
+                "bytes": len(duet.answer),
+                "large_bytes": large_bytes,
+                "round_trips": large.looks + 1 if large else 0,
+            }
+        finally:
+            small.close()
+            if large is not None:
+                large.close()
+
+
+def asked(row: Sample) -> Request:
+    if isinstance(row.prompt, str):
+        return Request((), max_tokens=TOKENS, prompt=row.prompt)
+    return Request(tuple(Message(turn.role, turn.content) for turn in row.prompt), max_tokens=TOKENS)
+
+
+def label(run: Path) -> None:
+    """Learn each device's scorer, and keep the needs of the training-free ones on the same rows."""
+    for device in DEVICES:
+        file = run / "deferral" / f"{device}.safetensors"
+        if file.exists():
+            continue
+        pair = Pair(run, device)
+        begun, lessons = time.process_time(), []
+        for _, row in pair.rows(run, device, "valid", LABEL_OWN, LABEL_PUBLIC):
+            lessons.append(lesson(pair.small, pair.large, asked(row), lambda text, row=row: score(text, row)))
+        model = fit_token_need(lessons, vocabulary_of(pair.small))
+        looks = [look for one in lessons for look in one.looks]
+        needs = {name: sorted(scorer(look) for look in looks) for name, scorer in SCORERS.items()}
+        told = {
+            "questions": len(lessons),
+            "tokens": len(looks),
+            "differing": sum(one.differing for one in lessons),
+            "gaining": sum(gain > 0 for one in lessons for gain in one.gains),
+            "losing": sum(gain < 0 for one in lessons for gain in one.gains),
+            "answer_gain": float(np.mean([one.answer_gain for one in lessons])),
+            "cpu_s": time.process_time() - begun,
+            "needs": needs,
+        }
+        file.parent.mkdir(exist_ok=True)
+        file.with_suffix(".json").write_text(json.dumps(told))
+        save_token_need(model, file)
+        print(device, {name: value for name, value in told.items() if name != "needs"}, flush=True)
+
+
+def score(text: str, row: Sample) -> float:
+    return (rouge_l(text, row.answer or "") + exact_match(text, row.answer or "")) / 2
+
+
+def curve(run: Path) -> None:
+    """Every cell of every device; a cell that is there is not answered again."""
+    pairs = {device: Pair(run, device) for device in DEVICES}
+    for device, pair in pairs.items():
+        file = run / "deferral" / f"{device}-alone.json"
+        if not file.exists():
+            rows = pair.rows(run, device, "test", OWN, PUBLIC)
+            samples = [row for _, row in rows]
+            small, large = (
+                answer(model, samples, max_new_tokens=TOKENS) for model in (pair.small_model, pair.large_model)
+            )
+            counts = [len(pair.large_model.vocabulary.encode(text)) + 1 for text in large]
+            told = [
+                {"domain": domain, "reference": row.answer, "edge": one, "cloud": other, "cloud_tokens": count}
+                for (domain, row), one, other, count in zip(rows, small, large, counts, strict=True)
+            ]
+            file.write_text(json.dumps(told))
+    for name, goal in CELLS:
+        for device, pair in pairs.items():
+            file = run / "deferral" / f"{device}-{name}-{goal}.json"
+            if file.exists():
+                continue
+            needs = json.loads((run / "deferral" / f"{device}.json").read_text())["needs"]
+            if name == "learned":
+                model = load_token_need(run / "deferral" / f"{device}.safetensors", vocabulary_of(pair.small))
+                scorer, spread = model, model.needs
+            else:
+                scorer, spread = SCORERS[name], needs[name]
+            share, begun = Share(goal, spread), time.process_time()
+            found = [
+                pair.deferred(asked(row), scorer, share) for _, row in pair.rows(run, device, "test", OWN, PUBLIC)
+            ]
+            file.write_text(json.dumps(found))
+            spent = time.process_time() - begun
+            print(name, goal, device, f"share {share.large_tokens / share.tokens:.3f}, {spent:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("verb", choices=("label", "curve", "table"))
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    {"label": label, "curve": curve, "table": table}[options.verb](options.run)
