@@ -22,6 +22,9 @@ class ServedModel:
     adapter: str = ""  # a PEFT directory put on a model that runs here
     chat_template: str = ""  # a Jinja file, for a model that runs here and whose tokenizer brings none
     answers: int = 8  # a model that runs here writes at once; further requests wait
+    sessions: int = (
+        0  # answers written token by token with another model (defer); memory as for `answers`
+    )
     context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
@@ -40,6 +43,8 @@ class ServeConfig:
     share: float = 0.5  # vote: more than this share must agree
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
+    llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
+    token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
@@ -56,3 +61,5 @@ class ServeConfig:
     tls_key: str = ""  # PEM file
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
+    # the device's copy of the proxy: judges the edge's answers for route and cascade without asking the cloud
+    proxy: ServedModel = field(default_factory=ServedModel)

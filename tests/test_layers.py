@@ -40,6 +40,7 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
+    "sklearn": {"inference/token_fit.py"},
     "aiohttp": {"models/remote.py"},
     "uvicorn": {"gateway/serve.py"},
 }

@@ -81,7 +81,7 @@ class Vocabulary:
         return list(self._encoder.encode(_checked(text), add_special_tokens=False).ids)
 
     def encode_inside(self, text: str) -> list[int]:
-        """Ids of `text` in the middle of a longer one, behind a place where a token ends: no space before it."""
+        """Ids of `text` inside a longer one, behind a place where a token ends: no space before it."""
         return list(self._inner_encoder.encode(_checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
-from consort.errors import ConfigError
+from consort.errors import ConfigError, ModelError
+from consort.inference.reading import token_lm
 from consort.models import zoo
-from consort.types import LM
+from consort.types import LM, TokenLM
 
-BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}") for name in zoo.EDGES)
-BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}")
+# small enough to keep sessions open beside answers: every strategy can be tried
+BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}", sessions=2) for name in zoo.EDGES)
+BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}", sessions=2)
 
 
 def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
@@ -45,6 +47,18 @@ def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
     return Remote(Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s))
 
 
+def load_proxy(config: Config) -> TokenLM | None:
+    """The device's proxy as a model that can be read; None where none is named."""
+    model = config.serve.proxy
+    if not model.model:
+        return None
+    loaded = load_lm(_named(replace(model, sessions=max(1, model.sessions or model.answers))), config.runtime)
+    try:
+        return token_lm(loaded, where="the proxy's agreement")
+    except ModelError as error:
+        raise ConfigError(error.what, where="serve.proxy", hint=error.hint) from error
+
+
 def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
@@ -57,8 +71,9 @@ def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    # no strategy here reads distributions: no memory is taken for sessions
-    return LocalLM(loaded, answers=model.answers, sessions=0, context_tokens=model.context_tokens)
+    return LocalLM(
+        loaded, answers=model.answers, sessions=model.sessions, context_tokens=model.context_tokens
+    )
 
 
 def _named(model: ServedModel) -> ServedModel:

@@ -15,14 +15,17 @@ from consort.config import Config
 from consort.config_serve import ServeConfig
 from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
+from consort.gateway.deferring import deferral_of
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, served
+from consort.gateway.loading import load_lm, load_proxy, served
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
 from consort.inference.baselines import brevity, confidence
+from consort.inference.proxy import proxy_agreement
+from consort.inference.scorers import gain_scorer, proxy_scorer
 from consort.problems import nearest
-from consort.types import Scorer
+from consort.types import Scorer, TokenLM
 
 KEYS_FILE = "keys.json"
 
@@ -46,7 +49,8 @@ def open_service(config: Config) -> Service:
             nearest(config.serve.strategy, list(STRATEGIES)),
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
-    before, after, serving = judges(config.serve)
+    proxy = load_proxy(config)
+    before, after, serving = judges(config.serve, proxy)
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
     models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
@@ -63,31 +67,35 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
+        deferral=deferral_of(config.serve, edges, cloud, models),
         started_s=time.time(),
     )
 
 
-def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
+def judges(config: ServeConfig, proxy: TokenLM | None = None) -> tuple[Scorer, Scorer, ServeConfig]:
     """The scorers before and after the edge's answer, and the configuration with their threshold.
     ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    hear = None if proxy is None else proxy_agreement(proxy)
     if not config.scorer:
-        return brevity, confidence, config
+        return brevity, confidence if hear is None else proxy_scorer(hear), config
     from consort.inference.gain_file import load_scorer
-    from consort.inference.scorers import gain_scorer
 
     try:
         stored = load_scorer(Path(config.scorer))
     except ModelError as error:
         raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
     model = stored.model
-    if unheard := {"agreement", "proxy"} & set(model.groups):
-        what = f"{config.scorer} was learned with {' and '.join(sorted(unheard))}, which is not heard here"
+    if "agreement" in model.groups:
+        what = f"{config.scorer} was learned with agreement, which is not heard here"
         raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
+    if "proxy" in model.groups and hear is None:
+        what = f"{config.scorer} was learned with the proxy, and none is served"
+        raise ConfigError(what, where="serve.scorer", hint="name one under [serve.proxy]")
     if model.needs_answer and config.strategy == "route":
         what = f"{config.scorer} judges answers, and route decides before there is one"
         hint = 'set strategy = "cascade", or calibrate with --when before'
         raise ConfigError(what, where="serve.scorer", hint=hint)
-    scorer = gain_scorer(model)
+    scorer = gain_scorer(model, proxy_agreement=hear)
     if stored.calibration is not None:
         config = replace(config, threshold=stored.calibration.threshold)
     return (brevity if model.needs_answer else scorer), scorer, config

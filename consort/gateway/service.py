@@ -14,6 +14,7 @@ from typing import Any
 
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConsortError, LimitError, UnknownModelError
+from consort.gateway.deferring import unable
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.meters import Meters
@@ -23,6 +24,7 @@ from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
 from consort.inference.metering import Call, Gauge, Metered, Side
+from consort.inference.metering_sessions import MeteredTokenLM
 from consort.inference.single import named
 from consort.inference.streams import Closing
 from consort.problems import nearest
@@ -45,6 +47,7 @@ class Service:
     prices: Mapping[str, ServedModel] = field(default_factory=dict)
     before: Scorer = brevity
     after: Scorer = confidence
+    deferral: Strategy = unable
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -113,7 +116,7 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure)
+        return Means(self.before, self.after, shelf, measure, self.deferral)
 
 
 def _loaded(gauge: Gauge) -> float | None:
@@ -188,7 +191,8 @@ class Exchange:
         return str(authors.pop()) if len(authors) == 1 else self.asked.model
 
     def _metered(self, lm: LM, side: Side) -> Metered:
-        return Metered(lm, side, self.service.gauge(lm), self.calls)
+        metered = MeteredTokenLM if hasattr(lm, "open") else Metered
+        return metered(lm, side, self.service.gauge(lm), self.calls)
 
     def _span(self, chunk: Chunk) -> None:
         if chunk.anew:

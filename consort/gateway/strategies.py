@@ -28,6 +28,7 @@ class Means:
     after: Scorer
     shelf: Shelf
     measure: Callable[[Consort], Conditions]
+    deferral: Strategy
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
@@ -72,4 +73,5 @@ STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
     "cache": lambda p, means: cache(_cascade(p, means), means.shelf, alike=p.alike),
     "takeover": lambda p, means: _backed(p),
     "auto": _auto,
+    "defer": lambda p, means: means.deferral,
 }

@@ -27,9 +27,11 @@ T = TypeVar("T")
 SILENCE_S = 5.0  # seconds without a token of the large model: then it has failed
 
 
-def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S) -> Strategy:
+def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S, at_once: int = 4) -> Strategy:
     """The edge writes; the tokens that need the cloud most are the cloud's. `share` outlives a request: the
-    goal is kept over all answers together."""
+    goal is kept over all answers together. Of more than `at_once` answers, which each hold a session of both
+    models, the others wait."""
+    room = asyncio.Semaphore(at_once)
 
     async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if consort.cloud is None:
@@ -40,14 +42,15 @@ def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S) ->
         small, large = (token_lm(lm, where="defer") for lm in (first_edge(consort), consort.cloud))
         for lm in (small, large):
             refuse_lacking(lm, request)
-        turn = _Turn(small, large, request, silence_s)
-        try:
-            while turn.finish is None:
-                for chunk in await turn.write_one(scorer, share):
-                    yield chunk
-        finally:
-            turn.leave()
-            consort.note(turn.note(share))
+        async with room:
+            turn = _Turn(small, large, request, silence_s)
+            try:
+                while turn.finish is None:
+                    for chunk in await turn.write_one(scorer, share):
+                        yield chunk
+            finally:
+                turn.leave()
+                consort.note(turn.note(share))
 
     return strategy
 

@@ -1,10 +1,10 @@
-"""Where two models' next tokens differ, and what the difference is worth (R2R, arXiv 2505.21600, other labels).
+"""Where two models' next tokens differ, and what the difference is worth (R2R, arXiv 2505.21600).
 
-R2R follows the large model's answer and asks a third model whether the small one's token leads elsewhere. Here
-the states are those of use, the small model's own greedy path, and the label is what `verify` gains in the
-answer, as the mean of two: with the large model's token in that place, continued by the small one; and R2R's,
-both tokens continued by the large one, whose labels add up to the whole answer's gain. So a small model that
-knows better is left alone. Learns nothing; `token_fit` does.
+R2R follows the large model's answer and asks a third model whether the small one's token leads elsewhere.
+Here the states are those of use, the small model's own greedy path, and the label is what `verify` gains in
+the answer, as the mean of two: with the large model's token in that place, continued by the small one; and
+R2R's, both tokens continued by the large one, whose labels add up to the whole answer's gain. So a small
+model that knows better is left alone. Learns nothing; `token_fit` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from consort.inference.duet import Choice, Drawing, Duet
-from consort.inference.reading import Reader, vocabulary_of
+from consort.inference.reading import Reader
 from consort.inference.token_need import Look
 from consort.types import Request, TokenLM
 

@@ -111,7 +111,9 @@ class Duet:
             pieces = large.vocabulary.token_bytes
             begin = pieces[token] or b""
             alike = [
-                place for place, index in enumerate(top.ids.tolist()) if (pieces[index] or b"").startswith(begin)
+                place
+                for place, index in enumerate(top.ids.tolist())
+                if (pieces[index] or b"").startswith(begin)
             ]
             if begin and alike:
                 longer = self._drawing.token(top, self.tokens, alike)

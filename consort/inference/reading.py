@@ -37,6 +37,18 @@ class Reader:
         """The answer in this model's tokens, also those not sent yet."""
         return tuple(self._ids)
 
+    @property
+    def starts(self) -> Sequence[int]:
+        """The byte of the answer where each token begins, and where the next one will; -1: inside what is no
+        cut."""
+        return tuple(self._ends)
+
+    @property
+    def tops(self) -> Sequence[TopK]:
+        """What the model would write in each token's place, and next; once it has looked at a text that it
+        read in one piece."""
+        return [top for top in self._tops if top is not None]
+
     def piece(self, token: int) -> bytes:
         """What the token would add to the answer now; empty for the end."""
         piece = self.vocabulary.token_bytes[token] or b""

@@ -2,7 +2,7 @@
 
 The scorer's needs on held-out prompts give a threshold for every share: a quantile. Prompts change, so the
 share that is asked for moves against the error, token by token (an integral controller; its long-run error is
-at most (range + step) / (step * tokens), as of adaptive conformal inference, arXiv 2106.00984, section 4.1).
+at most (1 + 2 * step) / (step * tokens), as of adaptive conformal inference, arXiv 2106.00984, section 4.1).
 Knows no models.
 """
 
@@ -53,4 +53,5 @@ class Share:
         self.tokens += 1
         self.large_tokens += large
         if self.step:
-            self.asked = min(1.0, max(0.0, self.asked + self.step * (self.goal - large)))
+            # not cut off at 0 and 1: beyond them nobody, or everybody, is asked, and it comes back by itself
+            self.asked += self.step * (self.goal - large)

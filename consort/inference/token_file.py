@@ -29,7 +29,9 @@ def save_token_need(model: TokenNeed, path: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {f"trees.{name}": getattr(model.trees, name) for name in _TREE_ARRAYS}
     arrays |= {"words.buckets": used.astype(np.int32), "words.gains": model.words[used], "needs": model.needs}
     arrays["tokens"] = np.array(sorted(model.occurrences), np.int32)
-    arrays["occurrences"] = np.array([model.occurrences[token] for token in sorted(model.occurrences)], np.int32)
+    arrays["occurrences"] = np.array(
+        [model.occurrences[token] for token in sorted(model.occurrences)], np.int32
+    )
     about = {
         "vocabulary_sha256": model.vocabulary_sha256,
         "features": FEATURES,
@@ -50,7 +52,9 @@ def load_token_need(path: Path, vocabulary: Vocabulary) -> TokenNeed:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ModelError("this file holds no token scorer of this version", where=str(path), hint=_HINT)
+                raise ModelError(
+                    "this file holds no token scorer of this version", where=str(path), hint=_HINT
+                )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         about = json.loads(metadata["about"])
         if tuple(about["features"]) != FEATURES:

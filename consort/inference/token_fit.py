@@ -1,4 +1,4 @@
-"""Learning the gain of the large model's token from labelled paths: boosted trees over `token_model`'s features.
+"""Learning the gain of the large model's token from labelled paths: boosted trees over a look's features.
 
 What a question's words say is learned first, by ridge regression on whole answers' gains; the trees see its
 closed-form leave-one-out prediction (Rifkin and Lippert, 2007, section 3), not its fit. Needs scikit-learn,

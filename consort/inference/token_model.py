@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from consort.inference.ngrams import word_buckets
 from consort.inference.token_need import Look, look_features
 
+_QUESTIONS_KEPT = 64  # their words are looked up once, not for each token
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]
 
@@ -56,14 +57,16 @@ class TokenNeed:
     mean_gain: float
     needs: FloatArray
     num_tokens: int
-    _asked: dict[str, float] = field(default_factory=dict, repr=False)  # of the latest question
+    _asked: dict[str, float] = field(default_factory=dict, repr=False)  # of the latest questions
 
     def __call__(self, look: Look) -> float:
         """The expected gain: a `TokenScorer`."""
-        if look.question not in self._asked:
-            self._asked.clear()
-            self._asked[look.question] = question_gain(look.question, self.words, self.mean_gain)
-        return self.trees(token_row(look, self.occurrences, self._asked[look.question]))
+        gain = self._asked.get(look.question)
+        if gain is None:
+            if len(self._asked) >= _QUESTIONS_KEPT:
+                self._asked.clear()
+            gain = self._asked[look.question] = question_gain(look.question, self.words, self.mean_gain)
+        return self.trees(token_row(look, self.occurrences, gain))
 
 
 def token_row(look: Look, occurrences: Mapping[int, int], gain: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What is known when one token is about to be written by the small model, and how much the large one is needed.
+"""What is known when the small model is about to write a token, and how much the large one is needed.
 
 Training-free scorers read the small model's distribution: how unlikely its best token is, how close the next
 one, how flat the whole. `token_model` learns from what became of such tokens. Decides nothing: `share` does.
@@ -34,9 +34,9 @@ class Look:
 TokenScorer: TypeAlias = Callable[[Look], float]
 
 FEATURES = (
-    "log probability", "log probability of the second", "margin", "entropy", "rest", "probability of the third",
-    "is the end", "begins a word", "letters", "has a digit", "log position", "log tokens since the large model",
-    "doubt before", "mean doubt",
+    "log probability", "log probability of the second", "margin", "entropy", "rest",
+    "probability of the third", "is the end", "begins a word", "letters", "has a digit", "log position",
+    "log tokens since the large model", "doubt before", "mean doubt",
 )  # fmt: skip
 
 
@@ -59,8 +59,12 @@ def entropy(look: Look) -> float:
 
 
 SCORERS: Mapping[str, TokenScorer] = {"doubt": doubt, "margin": closeness, "entropy": entropy}
-# a first guess of how needs are spread, for a share that nobody has calibrated: even
-SPREADS: Mapping[str, tuple[float, float]] = {"doubt": (0.0, 1.0), "margin": (0.0, 1.0), "entropy": (0.0, 3.0)}
+# a first guess of where needs lie, evenly, for a share that nobody has calibrated
+SPREADS: Mapping[str, tuple[float, float]] = {
+    "doubt": (0.0, 1.0),
+    "margin": (0.0, 1.0),
+    "entropy": (0.0, 3.0),
+}
 
 
 def look_features(look: Look) -> list[float]:
