@@ -22,9 +22,6 @@ class ServedModel:
     adapter: str = ""  # a PEFT directory put on a model that runs here
     chat_template: str = ""  # a Jinja file, for a model that runs here and whose tokenizer brings none
     answers: int = 8  # a model that runs here writes at once; further requests wait
-    sessions: int = (
-        0  # answers written token by token with another model (defer); memory as for `answers`
-    )
     context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
@@ -61,5 +58,7 @@ class ServeConfig:
     tls_key: str = ""  # PEM file
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
-    # the device's copy of the proxy: judges the edge's answers for route and cascade without asking the cloud
-    proxy: ServedModel = field(default_factory=ServedModel)
+    proxy: ServedModel = field(
+        default_factory=ServedModel
+    )  # the device's copy of the proxy, with its adapter; judges the edge's answers for cascade
+    sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

@@ -3,7 +3,7 @@
     consort demo --run-dir runs/demo
     python experiments/deferral.py label runs/demo      # lessons of the learned scorers, once
     python experiments/deferral.py curve runs/demo      # goes on where it stood
-    python experiments/deferral.py table runs/demo      # results/deferral.{json,md,png}
+    python experiments/deferral.py table runs/demo      # results/deferral.{json,md}
 
 Four pairs: a device's co-tuned model and the co-tuned cloud, with different tokenizers. Each answers as many
 test prompts of its own domain (there the edge alone knows the facts and the cloud has the skills better) as
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -206,6 +207,122 @@ def curve(run: Path) -> None:
             print(name, goal, device, f"{spent:.0f} s", flush=True)
 
 
+def table(run: Path) -> None:
+    """Every cell that was answered, over all pairs together, as JSON and Markdown."""
+    alone = {
+        device: json.loads((run / "deferral" / f"{device}-alone.json").read_text()) for device in DEVICES
+    }
+    cells = []
+    for name, goal in sorted(CELLS):
+        files = [run / "deferral" / f"{device}-{name}-{goal}.json" for device in DEVICES]
+        if all(file.exists() for file in files):
+            rows = [
+                base | told
+                for device, file in zip(DEVICES, files, strict=True)
+                for base, told in zip(alone[device], json.loads(file.read_text()), strict=True)
+            ]
+            for domain in ("both", "own", "public"):
+                chosen = [row for row in rows if domain in ("both", row["domain"])]
+                for metric, measured in (("rouge_l", rouge_l), ("em", exact_match)):
+                    cells.append({"scorer": name, "goal": goal, "domain": domain, "metric": metric}
+                                 | judged(chosen, measured))  # fmt: skip
+    labels = {device: json.loads((run / "deferral" / f"{device}.json").read_text()) for device in DEVICES}
+    for told in labels.values():
+        del told["needs"]
+    found = {
+        "commit": commit(),
+        "hardware": hardware(),
+        "seed": 0,
+        "prompts": sum(map(len, alone.values())),
+        "labels": labels,
+        "cells": cells,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "deferral.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "deferral.md").write_text(page(found))
+    print(page(found))
+
+
+def judged(rows: list[dict], measured: Callable[[str, str], float]) -> dict[str, object]:
+    """Quality, shares, and what quality has above the line between edge and cloud, with intervals."""
+    texts = {
+        name: np.array([measured(row[key], row["reference"]) for row in rows])
+        for name, key in (("edge", "edge"), ("cloud", "cloud"), ("deferred", "text"))
+    }
+    columns = {name: np.array([row[name] for row in rows], float)
+               for name in ("tokens", "large_tokens", "bytes", "large_bytes", "cloud_tokens", "round_trips")}  # fmt: skip
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn.append(_figures(texts, columns, rng.integers(len(rows), size=len(rows))))
+    low, high = np.quantile([list(one.values()) for one in drawn], [0.025, 0.975], axis=0)
+    value = _figures(texts, columns, np.arange(len(rows)))
+    return {name: [value[name], float(low[i]), float(high[i])] for i, name in enumerate(value)}
+
+
+def _figures(
+    texts: dict[str, np.ndarray], columns: dict[str, np.ndarray], rows: np.ndarray
+) -> dict[str, float]:
+    edge, cloud, quality = (float(texts[name][rows].mean()) for name in ("edge", "cloud", "deferred"))
+    total = {name: float(column[rows].sum()) for name, column in columns.items()}
+    shares = {
+        "token_share": total["large_tokens"] / total["tokens"],
+        "byte_share": total["large_bytes"] / max(1.0, total["bytes"]),
+        "cloud_work": total["large_tokens"] / total["cloud_tokens"],
+    }
+    above = {
+        f"above_line_by_{name}": quality - edge - share * (cloud - edge) for name, share in shares.items()
+    }
+    trips = {"round_trips": total["round_trips"] / len(rows)}
+    return {"edge": edge, "cloud": cloud, "quality": quality} | shares | above | trips
+
+
+def page(found: dict) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Token deferral: quality against the share of the cloud's tokens",
+        "",
+        f"Commit {found['commit']}; {found['hardware']}; {found['prompts']} prompts, four pairs of models.",
+        "`experiments/deferral.py` says what learns from what. Percent (95 % interval); in bold where the whole",
+        "interval lies above the line between edge and cloud. Work: cloud tokens over those of the cloud alone.",
+    ]
+    for metric, title in (("rouge_l", "Rouge-L"), ("em", "EM")):
+        for domain, where in (("both", "own and public prompts together"), ("own", "the device's own domain"),
+                              ("public", "public prompts")):  # fmt: skip
+            cells = [c for c in found["cells"] if (c["metric"], c["domain"]) == (metric, domain)]
+            if not cells:
+                continue
+            edge, cloud = (_cell(cells[0][name]) for name in ("edge", "cloud"))
+            lines += ["", f"**{title}, {where}**: edge alone {edge}, cloud alone {cloud}.", ""]
+            lines += [
+                "| scorer | goal | tokens | bytes | work | quality | above the line, by tokens | by bytes | by work |",
+                "|" + "---|" * 9,
+            ]
+            for c in cells:
+                shares = [f"{100 * c[name][0]:.1f}" for name in ("token_share", "byte_share", "cloud_work")]
+                above = [
+                    _above(c[f"above_line_by_{name}"]) for name in ("token_share", "byte_share", "cloud_work")
+                ]
+                cell = [c["scorer"], f"{c['goal']:g}", *shares, _cell(c["quality"]), *above]
+                lines.append(f"| {' | '.join(cell)} |")
+    lines += ["", "| device | questions labelled | tokens | differing | gaining | losing | gain of the cloud's answer |",
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for device, told in found["labels"].items():
+        numbers = [str(told[name]) for name in ("questions", "tokens", "differing", "gaining", "losing")]
+        lines.append(f"| {device} | {' | '.join(numbers)} | {told['answer_gain']:.3f} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(figure: list[float]) -> str:
+    value, low, high = (100 * number for number in figure)
+    return f"{value:.1f} ({low:.1f}, {high:.1f})"
+
+
+def _above(figure: list[float]) -> str:
+    value, low, high = (100 * number for number in figure)
+    text = f"{value:+.1f} ({low:+.1f}, {high:+.1f})"
+    return f"**{text}**" if low > 0 else text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("verb", choices=("label", "curve", "table"))
@@ -213,3 +330,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     {"label": label, "curve": curve, "table": table}[options.verb](options.run)
+
+
+if __name__ == "__main__":
+    main()

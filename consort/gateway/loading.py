@@ -13,9 +13,9 @@ from consort.inference.reading import token_lm
 from consort.models import zoo
 from consort.types import LM, TokenLM
 
-# small enough to keep sessions open beside answers: every strategy can be tried
-BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}", sessions=2) for name in zoo.EDGES)
-BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}", sessions=2)
+SPARE = 1  # sessions that a hang-up may still hold when the next answer begins
+BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}") for name in zoo.EDGES)
+BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}")
 
 
 def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
@@ -34,10 +34,10 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
     return tuple(named[: len(edges)]), named[-1] if cloud.model else ServedModel()
 
 
-def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    """An endpoint where there is a base_url, else a model on this machine."""
+def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) -> LM:
+    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`."""
     if not model.base_url:
-        return _load_local(model, runtime)
+        return _load_local(model, runtime, sessions)
     from consort.models.remote import Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -52,7 +52,7 @@ def load_proxy(config: Config) -> TokenLM | None:
     model = config.serve.proxy
     if not model.model:
         return None
-    loaded = load_lm(_named(replace(model, sessions=max(1, model.sessions or model.answers))), config.runtime)
+    loaded = load_lm(_named(model), config.runtime, sessions=config.serve.sessions + SPARE)
     try:
         return token_lm(loaded, where="the proxy's agreement")
     except ModelError as error:
@@ -63,7 +63,7 @@ def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
+def _load_local(model: ServedModel, runtime: RuntimeConfig, sessions: int) -> LM:
     # torch is loaded here and nowhere before: a gateway before endpoints does without it
     from consort.models.decoding.lm import LocalLM
     from consort.training.tuned import load_tuned
@@ -71,9 +71,7 @@ def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    return LocalLM(
-        loaded, answers=model.answers, sessions=model.sessions, context_tokens=model.context_tokens
-    )
+    return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
 
 
 def _named(model: ServedModel) -> ServedModel:

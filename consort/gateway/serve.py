@@ -15,7 +15,7 @@ from consort.config import Config
 from consort.config_serve import ServeConfig
 from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
-from consort.gateway.deferring import deferral_of
+from consort.gateway.deferring import deferral_of, sessions_of
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_lm, load_proxy, served
@@ -53,7 +53,12 @@ def open_service(config: Config) -> Service:
     before, after, serving = judges(config.serve, proxy)
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
-    models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
+    sessions = sessions_of(config.serve, edges, cloud)
+    reading = (*edges[:1], cloud)  # who writes token by token with another
+    models = [
+        load_lm(model, config.runtime, sessions=sessions if model in reading else 0)
+        for model in (*edges, *((cloud,) if cloud.model else ()))
+    ]
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -67,7 +72,7 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
-        deferral=deferral_of(config.serve, edges, cloud, models),
+        deferral=deferral_of(config.serve, models, has_cloud=bool(cloud.model), sessions=sessions),
         started_s=time.time(),
     )
 

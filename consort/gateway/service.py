@@ -23,8 +23,7 @@ from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
-from consort.inference.metering import Call, Gauge, Metered, Side
-from consort.inference.metering_sessions import MeteredTokenLM
+from consort.inference.metering import Call, Gauge, Side, metered
 from consort.inference.single import named
 from consort.inference.streams import Closing
 from consort.problems import nearest
@@ -190,8 +189,7 @@ class Exchange:
         authors = {span[0] for span in self.spans}
         return str(authors.pop()) if len(authors) == 1 else self.asked.model
 
-    def _metered(self, lm: LM, side: Side) -> Metered:
-        metered = MeteredTokenLM if hasattr(lm, "open") else Metered
+    def _metered(self, lm: LM, side: Side) -> LM:
         return metered(lm, side, self.service.gauge(lm), self.calls)
 
     def _span(self, chunk: Chunk) -> None:

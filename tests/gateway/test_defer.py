@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,15 @@ from consort.inference.proxy import proxy_agreement
 from consort.types import LM, Answer, Message, Request
 from tests.gateway.live import live
 
-EDGE = ServedModel(name="edge", model="zoo:edge-llama", answers=1, sessions=2, context_tokens=128)
-CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, sessions=2, context_tokens=128)
-FAR = ServedModel(name="far", model="far", base_url="http://127.0.0.1:9/v1", sessions=2)
+EDGE = ServedModel(name="edge", model="zoo:edge-llama", answers=1, context_tokens=128)
+CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, context_tokens=128)
+FAR = ServedModel(name="far", model="far", base_url="http://127.0.0.1:9/v1")
 CPU = RuntimeConfig(device="cpu")
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[LM, LM]]:
-    models = load_lm(EDGE, CPU), load_lm(CLOUD, CPU)
+    models = load_lm(EDGE, CPU, sessions=2), load_lm(CLOUD, CPU, sessions=2)
     yield models
     for lm in models:
         lm.close()  # type: ignore[attr-defined]
@@ -40,12 +39,12 @@ def test_two_models_write_one_answer_and_the_receipt_says_how_much(tmp_path: Pat
 
     async def work() -> None:
         async with live(tmp_path, edges=[edge], cloud=cloud) as here:
-            here.service.deferral = deferral_of(config, [EDGE], CLOUD, [edge, cloud])
+            here.service.deferral = deferral_of(config, [edge, cloud], has_cloud=True, sessions=2)
             asked = {"model": "consort/defer", "max_tokens": 16, "consort": {"receipt": True}}
             answers = [await here.ask("When do you open?", **asked) for _ in range(3)]
             for status, body in answers:
                 assert status == 200
-                told = body["consort"]
+                told = body["consort"]["receipt"]
                 (note,) = told["notes"]
                 assert note["strategy"] == "defer"
                 assert note["goal"] == 0.4
@@ -53,11 +52,11 @@ def test_two_models_write_one_answer_and_the_receipt_says_how_much(tmp_path: Pat
                 by_side = {call["side"]: call for call in told["calls"]}
                 assert ("cloud" in by_side) == (note["cloud_tokens"] > 0)
                 assert all(call["outcome"] == "done" for call in told["calls"])
-            assert any(body["consort"]["cloud_tokens"] for _, body in answers)
+            assert any(body["consort"]["receipt"]["cloud_tokens"] for _, body in answers)
             # what is private stays at the edge, and what nobody here can do is refused in words
             _, kept = await here.ask("and you?", **asked | {"consort": {"receipt": True, "private": True}})
-            assert kept["consort"]["cloud_bytes"] == 0
-            here.service.deferral = deferral_of(config, [EDGE], FAR, [edge, load_lm(FAR, CPU)])
+            assert kept["consort"]["receipt"]["cloud_bytes"] == 0
+            here.service.deferral = deferral_of(config, [edge, load_lm(FAR, CPU)], has_cloud=True, sessions=2)
             status, refused = await here.ask("and now?", **asked)
             assert (status, "distributions can be read" in refused["error"]["message"]) == (400, True)
 
@@ -65,24 +64,25 @@ def test_two_models_write_one_answer_and_the_receipt_says_how_much(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "cloud", "words"),
+    ("change", "cloud", "sessions", "words"),
     [
-        ({}, FAR, "distributions can be read"),
-        ({}, replace(CLOUD, sessions=0), "open sessions"),
-        ({}, ServedModel(), "a cloud model"),
-        ({"llm_share": 1.5}, CLOUD, "between 0 and 1"),
-        ({"token_scorer": "no-such-file"}, CLOUD, "no such token scorer"),
+        ({}, FAR, 2, "distributions can be read"),
+        ({}, CLOUD, 0, "without sessions"),
+        ({}, None, 2, "a cloud model"),
+        ({"llm_share": 1.5}, CLOUD, 2, "between 0 and 1"),
+        ({"token_scorer": "no-such-file"}, CLOUD, 2, "no such token scorer"),
     ],
 )
-def test_what_cannot_defer_is_told_before_anything_listens(served, change, cloud, words) -> None:
+def test_what_cannot_defer_is_told_before_anything_listens(served, change, cloud, sessions, words) -> None:
     config = ServeConfig(strategy="defer", **change)
-    far = load_lm(FAR, CPU)
+    models = [served[0], load_lm(FAR, CPU) if cloud == FAR else served[1]]
     with pytest.raises(ConfigError, match=words):
-        deferral_of(config, [EDGE], cloud, [served[0], far if cloud == FAR else served[1]])
+        deferral_of(config, models, has_cloud=cloud is not None, sessions=sessions)
 
 
-def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher(served) -> None:
+def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:
     """The answer that the proxy writes itself, against noise: in every measure."""
+    edge = load_lm(EDGE, CPU, sessions=1)
     serve = ServeConfig(proxy=ServedModel(model="zoo:proxy", answers=1, context_tokens=160))
     proxy = load_proxy(Config(serve=serve, runtime=CPU))
     assert proxy is not None
@@ -90,7 +90,7 @@ def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher(served) -> N
 
     async def work() -> None:
         own = "".join([chunk.text async for chunk in proxy.stream(request)])
-        hear = proxy_agreement(proxy, served[0])
+        hear = proxy_agreement(proxy, edge)
         liked, disliked, before = [
             await hear(request, answer)
             for answer in (Answer(own, "edge"), Answer("zq zq 77 qqq", "edge"), None)
@@ -105,4 +105,5 @@ def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher(served) -> N
         assert 1 >= scores[0] > scores[1] > scores[2] == 0
 
     asyncio.run(work())
-    proxy.close()  # type: ignore[attr-defined]
+    for lm in (proxy, edge):
+        lm.close()  # type: ignore[attr-defined]
