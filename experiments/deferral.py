@@ -249,8 +249,8 @@ def judged(rows: list[dict], measured: Callable[[str, str], float]) -> dict[str,
         name: np.array([measured(row[key], row["reference"]) for row in rows])
         for name, key in (("edge", "edge"), ("cloud", "cloud"), ("deferred", "text"))
     }
-    columns = {name: np.array([row[name] for row in rows], float)
-               for name in ("tokens", "large_tokens", "bytes", "large_bytes", "cloud_tokens", "round_trips")}  # fmt: skip
+    counted = ("tokens", "large_tokens", "bytes", "large_bytes", "cloud_tokens", "round_trips")
+    columns = {name: np.array([row[name] for row in rows], float) for name in counted}
     rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         drawn.append(_figures(texts, columns, rng.integers(len(rows), size=len(rows))))
@@ -282,8 +282,9 @@ def page(found: dict) -> str:
         "# Token deferral: quality against the share of the cloud's tokens",
         "",
         f"Commit {found['commit']}; {found['hardware']}; {found['prompts']} prompts, four pairs of models.",
-        "`experiments/deferral.py` says what learns from what. Percent (95 % interval); in bold where the whole",
-        "interval lies above the line between edge and cloud. Work: cloud tokens over those of the cloud alone.",
+        "`experiments/deferral.py` says what learns from what. Percent (95 % interval); in bold where the",
+        "whole interval lies above the line between edge and cloud. Work: cloud tokens over those of the",
+        "cloud alone.",
     ]
     for metric, title in (("rouge_l", "Rouge-L"), ("em", "EM")):
         for domain, where in (("both", "own and public prompts together"), ("own", "the device's own domain"),
@@ -294,7 +295,8 @@ def page(found: dict) -> str:
             edge, cloud = (_cell(cells[0][name]) for name in ("edge", "cloud"))
             lines += ["", f"**{title}, {where}**: edge alone {edge}, cloud alone {cloud}.", ""]
             lines += [
-                "| scorer | goal | tokens | bytes | work | quality | above the line, by tokens | by bytes | by work |",
+                "| scorer | goal | tokens | bytes | work | quality | above the line, by tokens | by bytes "
+                "| by work |",
                 "|" + "---|" * 9,
             ]
             for c in cells:
@@ -304,8 +306,8 @@ def page(found: dict) -> str:
                 ]
                 cell = [c["scorer"], f"{c['goal']:g}", *shares, _cell(c["quality"]), *above]
                 lines.append(f"| {' | '.join(cell)} |")
-    lines += ["", "| device | questions labelled | tokens | differing | gaining | losing | gain of the cloud's answer |",
-              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = "| device | questions labelled | tokens | differing | gaining | losing | cloud answer's gain |"
+    lines += ["", head, "|" + "---|" * 7]
     for device, told in found["labels"].items():
         numbers = [str(told[name]) for name in ("questions", "tokens", "differing", "gaining", "losing")]
         lines.append(f"| {device} | {' | '.join(numbers)} | {told['answer_gain']:.3f} |")

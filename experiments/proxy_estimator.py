@@ -4,11 +4,11 @@
     python experiments/proxy_estimator.py runs/demo     # results/proxy_estimator.{json,md}
 
 Four co-tuned devices of the demo, each on test prompts of its own domain and of the public test set, as in
-`deferral.py`. The edge answers greedily with log-probabilities; the proxy, with the shared adapter as co-tuning
-left it and no device's domain adapter, reads the answer and writes its own. The gain of asking the cloud is the
-cloud answer's score (mean of Rouge-L and exact match) less the edge's. Judged are rankings by need: APGR by
-RouteLLM's definition, and AUROC for "the cloud is better here". `learned` scorers are kernel ridges, ten-fold,
-folds by seed. Intervals: 95 %, over 1,000 resamples of prompts.
+`deferral.py`. The edge answers greedily with log-probabilities; the proxy, with the shared adapter as
+co-tuning left it and no device's domain adapter, reads the answer and writes its own. The gain of asking the
+cloud is the cloud answer's score (mean of Rouge-L and exact match) less the edge's. Judged are rankings by
+need: APGR by RouteLLM's definition, and AUROC for "the cloud is better here". `learned` scorers are kernel
+ridges, ten-fold, folds by seed. Intervals: 95 %, over 1,000 resamples of prompts.
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ def page(found: dict) -> str:
         "",
         f"Commit {found['commit']}; {found['hardware']}; {found['prompts']} prompts of four devices.",
         "`experiments/proxy_estimator.py` says what is judged. Value (95 % interval over prompts).",
-        f"Hearing the proxy takes {1000 * found['reading_s']:.0f} ms of CPU (median) to read an answer, "
+        f"Hearing the proxy takes {1000 * found['reading_s']:.0f} ms of CPU (median) for an answer read, "
         f"{1000 * found['whole_s']:.0f} ms with an answer of its own.",
     ]
     titles = {"both": "own and public prompts", "own": "own domain", "public": "public prompts"}
     for domain, title in titles.items():
         part = found["domains"][domain]
-        lines += ["", f"**{title}**: the cloud is better on {part['better']:.0%}, its mean gain is "
-                  f"{part['mean_gain']:+.3f}.", "", "| need by | AUROC | APGR |", "|---|---|---|"]  # fmt: skip
+        gain = f"the cloud is better on {part['better']:.0%}, its mean gain is {part['mean_gain']:+.3f}"
+        lines += ["", f"**{title}**: {gain}.", "", "| need by | AUROC | APGR |", "|---|---|---|"]
         for name, figures in part["scorers"].items():
             cells = [_cell(figures["auroc"]), _cell(figures["apgr"]) if figures["apgr"] else "no gap"]
             lines.append(f"| {name} | {' | '.join(cells)} |")

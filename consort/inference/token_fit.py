@@ -65,29 +65,39 @@ def _words(lessons: Sequence[Lesson]) -> tuple[FloatArray, float, FloatArray]:
 
 
 def _trees(rows: Sequence[FloatArray], gains: Sequence[FloatArray], seed: int) -> Trees:
-    learned = GradientBoostingRegressor(
+    return walkable(boosted(np.concatenate(rows), np.concatenate(gains), seed=seed))
+
+
+def boosted(rows: FloatArray, gains: FloatArray, *, seed: int) -> GradientBoostingRegressor:
+    """scikit-learn's boosted trees, small and slow to learn: labels are few and noisy."""
+    return GradientBoostingRegressor(
         n_estimators=_NUM_TREES,
         max_depth=_DEPTH,
         learning_rate=_RATE,
         min_samples_leaf=_LEAF,
         subsample=_PART,
         random_state=seed,
-    ).fit(np.concatenate(rows), np.concatenate(gains))
+    ).fit(rows, gains)
+
+
+def walkable(learned: GradientBoostingRegressor) -> Trees:
+    """The same trees as arrays."""
     found = [estimator.tree_ for estimator in learned.estimators_[:, 0]]
     width = max(tree.node_count for tree in found)
 
-    def column(read: str, fill: float = 0) -> FloatArray:
-        return np.array([np.pad(getattr(tree, read).reshape(-1), (0, width - tree.node_count),
-                                constant_values=fill) for tree in found])  # fmt: skip
+    def column(name: str) -> FloatArray:
+        values = [getattr(tree, name).reshape(-1) for tree in found]
+        return np.array([np.pad(one, (0, width - one.size)) for one in values])
 
-    left, right = column("children_left"), column("children_right")
-    leaf, own = left < 0, np.arange(width)
+    left, right = column("children_left").astype(np.int32), column("children_right").astype(np.int32)
+    own = np.arange(width, dtype=np.int32)
+    leaf = left <= 0  # -1, or padding; no branch leads back to the root
     return Trees(
         feature=np.where(leaf, 0, column("feature")).astype(np.int32),
         threshold=column("threshold"),
-        left=np.where(leaf, own, left).astype(np.int32),
-        right=np.where(leaf, own, right).astype(np.int32),
-        value=_RATE * column("value"),
+        left=np.where(leaf, own, left),
+        right=np.where(leaf, own, right),
+        value=learned.learning_rate * column("value"),
         base=float(np.ravel(learned.init_.constant_)[0]),
-        depth=_DEPTH,
+        depth=learned.max_depth,
     )
