@@ -9,11 +9,13 @@ Four pairs: a device's co-tuned model and the co-tuned cloud, with different tok
 test prompts of its own domain (there the edge alone knows the facts and the cloud has the skills better) as
 of the public test set (general skills, where the cloud leads). Scorers learn from, and shares are calibrated
 on, the device's validation rows and public validation rows; the threshold then stays (`Share.step` 0), so
-that prompts do not depend on each other. Greedy, at most 64 tokens. EM and Rouge-L against the references.
-The line between edge and cloud is what asking the cloud for whole answers at random reaches at the same
-share. Share is counted three ways: tokens (each in its writer's), bytes of the answer, and tokens over those
-of the cloud writing all alone. Intervals are 95 %, over 1,000 resamples of prompts, edge, cloud and share
-resampled with them.
+that prompts do not depend on each other. Beside it: the share kept online as when served, calibrated
+(`online`) or from nothing (`uncalibrated`), one prompt after another; and a cloud that goes on behind half a
+word as if it were a whole one (`unconditioned`). Greedy, at most 64 tokens. EM and Rouge-L against the
+references. The line between edge and cloud is what asking the cloud for whole answers at random reaches at
+the same share. Share is counted three ways: tokens (each in its writer's), bytes of the answer, and tokens
+over those of the cloud writing all alone. Intervals are 95 %, over 1,000 resamples of prompts, edge, cloud
+and share resampled with them.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from consort.config import RuntimeConfig
 from consort.inference.divergence import Lesson, lesson
 from consort.inference.duet import Duet
 from consort.inference.reading import Reader, vocabulary_of
-from consort.inference.share import Share
+from consort.inference.share import STEP, Share
 from consort.inference.token_file import load_token_need, save_token_need
 from consort.inference.token_fit import fit_token_need
-from consort.inference.token_need import SCORERS, TokenScorer
+from consort.inference.token_need import SCORERS, SPREADS, TokenScorer
 from consort.models.decoding.lm import LocalLM
 from consort.training.answers import answer
 from consort.training.data import Sample, prompt_ids, read_samples
@@ -53,7 +55,8 @@ TOKENS, CONTEXT = 64, 256
 AT_ONCE = 8  # answers, so that the models read them in one pass
 CELLS = (
     ("learned", 0.2), ("doubt", 0.2), ("learned", 0.35), ("doubt", 0.35), ("learned", 0.1), ("doubt", 0.1),
-    ("learned", 0.5), ("doubt", 0.5), ("entropy", 0.2), ("margin", 0.2),
+    ("learned", 0.5), ("doubt", 0.5), ("entropy", 0.2), ("margin", 0.2), ("doubt, unconditioned", 0.2),
+    ("doubt, online", 0.2), ("doubt, uncalibrated", 0.2),
 )  # fmt: skip
 RESAMPLES = 1000
 
@@ -94,7 +97,9 @@ class Pair:
     def lesson(self, row: Sample) -> Lesson:
         return lesson(self.small, self.large, asked(row), partial(score, row))
 
-    def deferred(self, request: Request, scorer: TokenScorer, threshold: float) -> dict[str, object]:
+    def deferred(
+        self, request: Request, scorer: TokenScorer, share: Share, reader: type[Reader]
+    ) -> dict[str, object]:
         """One answer, as `inference.deferral` writes it, without its event loop."""
         small, large = Reader(self.small, request), None
         duet, by_large, large_bytes = Duet(request, native=self.native), False, 0
@@ -102,11 +107,12 @@ class Pair:
             piece: bytes | None = b""
             while piece is not None and duet.tokens < request.max_tokens:
                 look, choice = duet.look(small)
-                by_large = scorer(look) > threshold if duet.whole else by_large
+                by_large = share.asks(scorer(look)) if duet.whole else by_large
                 if by_large:
-                    large = large or Reader(self.large, request)
+                    large = large or reader(self.large, request)
                     choice = duet.asked(large)
                 piece = duet.write(large if by_large and large else small, choice, large=by_large)
+                share.count(large=by_large)
                 large_bytes += len(piece or b"") if by_large else 0
             return {
                 "text": duet.answer.decode(errors="replace"),
@@ -120,6 +126,13 @@ class Pair:
             small.close()
             if large is not None:
                 large.close()
+
+
+class Unconditioned(Reader):
+    """A cloud that goes on behind half a word as if it were a whole one."""
+
+    def before_last(self) -> None:
+        return None
 
 
 def asked(row: Sample) -> Request:
@@ -192,15 +205,21 @@ def curve(run: Path) -> None:
             if file.exists():
                 continue
             needs = json.loads((run / "deferral" / f"{device}.json").read_text())["needs"]
+            scored_by, _, variant = name.partition(", ")
             if name == "learned":
                 model = load_token_need(run / "deferral" / f"{device}.safetensors", vocabulary_of(pair.small))
                 scorer, spread = model, model.needs
             else:
-                scorer, spread = SCORERS[name], needs[name]
+                even = variant == "uncalibrated"
+                spread = np.linspace(*SPREADS[scored_by], 101) if even else needs[scored_by]
+                scorer = SCORERS[scored_by]
+            online = variant in ("online", "uncalibrated")
+            reader = Unconditioned if variant == "unconditioned" else Reader
             begun = time.process_time()
             rows = [row for _, row in pair.rows(run, device, "test", OWN, PUBLIC)]
-            answered = partial(pair.deferred, scorer=scorer, threshold=Share(goal, spread).threshold)
-            with ThreadPoolExecutor(AT_ONCE) as threads:
+            share = Share(goal, spread, step=STEP if online else 0.0)
+            answered = partial(pair.deferred, scorer=scorer, share=share, reader=reader)
+            with ThreadPoolExecutor(1 if online else AT_ONCE) as threads:
                 found = list(threads.map(answered, map(asked, rows)))
             file.write_text(json.dumps(found))
             spent = time.process_time() - begun

@@ -72,6 +72,7 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
+        proxy=proxy,
         deferral=deferral_of(config.serve, models, has_cloud=bool(cloud.model), sessions=sessions),
         started_s=time.time(),
     )

@@ -47,6 +47,7 @@ class Service:
     before: Scorer = brevity
     after: Scorer = confidence
     deferral: Strategy = unable
+    proxy: LM | None = None  # which the scorers hear
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
