@@ -66,6 +66,7 @@ class _Turn:
         self._request, self._silence_s = request, silence_s
         self._by_large = False  # the last token
         self._failed = ""  # why the large model is not asked any more
+        self._edge_code = ""  # of the error that ended the answer
         self.finish: FinishReason | None = None
 
     async def write_one(self, scorer: TokenScorer, share: Share) -> list[Chunk]:
@@ -74,10 +75,11 @@ class _Turn:
         # 1) what the small model would write
         try:
             look, choice = await seat.run(duet.look)
-        except ModelError:
+        except ModelError as error:
             if not duet.tokens:
                 raise
-            return self._ended("length")  # its context is full
+            self._edge_code = error.code  # as a rule its context is full
+            return self._ended("length")
         # 2) who writes: whoever began a character ends it
         asks = share.asks(scorer(look)) if duet.whole else self._by_large
         if asks and not self._failed:
@@ -131,8 +133,11 @@ class _Turn:
             "round_trips": 1 + large.looks if large else 0,
             "cloud_read_tokens": large.tokens_read if large else 0,
         }
-        return Note("defer", "cloud_failed" if self._failed else "written",
-                    told | ({"code": self._failed} if self._failed else {}))  # fmt: skip
+        if self._edge_code:
+            told["edge_code"] = self._edge_code
+        if self._failed:
+            told["code"] = self._failed
+        return Note("defer", "cloud_failed" if self._failed else "written", told)
 
 
 class _Seat:

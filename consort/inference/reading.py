@@ -1,9 +1,10 @@
 """One model's view of an answer that several write: what others wrote is read in the model's own tokens.
 
-Law: when a reader has looked, its session holds the bytes of the whole answer, whoever wrote them. What the
-model wrote itself stays as it wrote it; other text is encoded from the last beginning of a word where one of
-the model's tokens begins too, so never out of context, and tokens at the border are taken back where the
-longer text is cut otherwise. Between two looks nothing is sent; a look is one `extend`. Chooses no tokens.
+Law: when a reader has looked, its session holds the bytes of the whole answer, whoever wrote them. Others'
+text is encoded from the last beginning of a word where one of the model's tokens begins too, so never out of
+context; up to there what the model wrote itself stays as it wrote it, behind it tokens are taken back where
+the longer text is cut otherwise. Between two looks nothing is asked; a look is one `extend`. Chooses no
+tokens.
 """
 
 from __future__ import annotations
