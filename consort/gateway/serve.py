@@ -83,7 +83,9 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> tuple[Scorer, S
     ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
     hear = None if proxy is None else proxy_agreement(proxy)
     if not config.scorer:
-        return brevity, confidence if hear is None else proxy_scorer(hear), config
+        if proxy is None:
+            return brevity, confidence, config
+        return brevity, proxy_scorer(proxy_agreement(proxy, own_answer=False)), config
     from consort.inference.gain_file import load_scorer
 
     try:

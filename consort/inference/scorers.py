@@ -53,12 +53,13 @@ def checks_scorer() -> Scorer:
 
 
 def proxy_scorer(proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]]) -> Scorer:
-    """A scorer without training: the likelihood of a byte of the answer under the on-device proxy, which was
-    distilled from the cloud. An order, not a calibrated probability."""
+    """A scorer without training: the probability that the on-device proxy, which was distilled from the
+    cloud, gives the answer's least likely token. An order, not a calibrated probability; means over the answer
+    hardly order at all (docs/LOG.md)."""
 
     async def score(request: Request, answer: Answer | None) -> float:
         if answer is not None and not answer.text:
             return 0.0  # nothing was said
-        return math.exp(-max(0.0, (await proxy_agreement(request, answer)).nats_per_byte))
+        return math.exp(min(0.0, (await proxy_agreement(request, answer)).least))
 
     return score
