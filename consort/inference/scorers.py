@@ -54,7 +54,7 @@ def checks_scorer() -> Scorer:
 
 def proxy_scorer(proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]]) -> Scorer:
     """A scorer without training: the probability that the on-device proxy, which was distilled from the
-    cloud, gives the answer's least likely token. An order, not a calibrated probability; means over the answer
+    cloud, gives the answer's least likely token. An order, no calibrated probability; means over the answer
     hardly order at all (docs/LOG.md)."""
 
     async def score(request: Request, answer: Answer | None) -> float:
