@@ -27,7 +27,6 @@ class ServedModel:
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
     drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
-    sessions: int = 0  # texts of a model that runs here whose distributions others read, or that drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
 
 
@@ -44,6 +43,8 @@ class ServeConfig:
     share: float = 0.5  # vote: more than this share must agree
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
+    llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
+    token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
@@ -58,6 +59,8 @@ class ServeConfig:
     allow_origin: str = ""  # a web page's origin that may call from a browser; empty: none
     tls_certificate: str = ""  # PEM file; with tls_key, the endpoint is https
     tls_key: str = ""  # PEM file
-    proxy: ServedModel = field(default_factory=ServedModel)  # the cloud's proxy on this device: it drafts
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
+    # the device's copy of the proxy, with its adapter: drafts for the cloud, and judges answers for cascade
+    proxy: ServedModel = field(default_factory=ServedModel)
+    sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

@@ -41,6 +41,7 @@ FRAMEWORKS = {
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
+    "sklearn": {"inference/token_fit.py"},
     "aiohttp": {"models/verifier.py"},
     "httptools": {"models/connections.py"},
     "msgpack": {"models/frames.py"},

@@ -244,7 +244,7 @@ class _Gateway:
 
 async def close(service: Service) -> None:
     """Give back what the service holds: the models' connections, the ledger."""
-    for lm in service.models:
+    for lm in (*service.models, *((service.proxy,) if service.proxy else ())):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

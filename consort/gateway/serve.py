@@ -20,15 +20,19 @@ from consort.config import Config
 from consort.config_serve import ServeConfig
 from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
+from consort.gateway.deferring import deferral_of, sessions_of
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, served, served_proxy
+from consort.gateway.loading import load_lm, load_proxy, served
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
 from consort.gateway.verifier import Pool
 from consort.inference.baselines import brevity, confidence
+from consort.inference.proxy import proxy_agreement
+from consort.inference.reading import token_lm
+from consort.inference.scorers import gain_scorer, proxy_scorer
 from consort.problems import nearest
-from consort.types import DraftedLM, Scorer
+from consort.types import LM, DraftedLM, Scorer, TokenLM
 
 KEYS_FILE = "keys.json"
 
@@ -67,13 +71,21 @@ def open_service(config: Config) -> Service:
             nearest(config.serve.strategy, list(STRATEGIES)),
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
-    before, after, serving = judges(config.serve)
+    proxy = load_proxy(config)
+    # the bundled one only drafts: what it thinks of answers was not calibrated
+    is_judge = proxy is not None and bool(config.serve.proxy.model)
+    judge = token_lm(cast("LM", proxy), where="serve.proxy") if is_judge else None
+    before, after, serving = judges(config.serve, judge)
     if serving.role == "cloud":
         serving = replace(serving, strategy="cloud")
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
-    models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
-    proxy = served_proxy(config)
+    sessions = sessions_of(config.serve, edges, cloud)
+    reading = (*edges[:1], cloud)  # who writes token by token with another
+    models = [
+        load_lm(model, config.runtime, sessions=sessions if model in reading else 0)
+        for model in (*edges, *((cloud,) if cloud.model else ()))
+    ]
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -87,7 +99,8 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
-        proxy=load_lm(proxy, config.runtime) if proxy.model else None,
+        proxy=proxy,
+        deferral=deferral_of(config.serve, models, has_cloud=bool(cloud.model), sessions=sessions),
         started_s=time.time(),
     )
     if serving.role == "cloud":
@@ -95,27 +108,32 @@ def open_service(config: Config) -> Service:
     return service
 
 
-def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
+def judges(config: ServeConfig, proxy: TokenLM | None = None) -> tuple[Scorer, Scorer, ServeConfig]:
     """The scorers before and after the edge's answer, and the configuration with their threshold.
     ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    hear = None if proxy is None else proxy_agreement(proxy)
     if not config.scorer:
-        return brevity, confidence, config
+        if proxy is None:
+            return brevity, confidence, config
+        return brevity, proxy_scorer(proxy_agreement(proxy, own_answer=False)), config
     from consort.inference.gain_file import load_scorer
-    from consort.inference.scorers import gain_scorer
 
     try:
         stored = load_scorer(Path(config.scorer))
     except ModelError as error:
         raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
     model = stored.model
-    if unheard := {"agreement", "proxy"} & set(model.groups):
-        what = f"{config.scorer} was learned with {' and '.join(sorted(unheard))}, which is not heard here"
+    if "agreement" in model.groups:
+        what = f"{config.scorer} was learned with agreement, which is not heard here"
         raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
+    if "proxy" in model.groups and hear is None:
+        what = f"{config.scorer} was learned with the proxy, and none is served"
+        raise ConfigError(what, where="serve.scorer", hint="name one under [serve.proxy]")
     if model.needs_answer and config.strategy == "route":
         what = f"{config.scorer} judges answers, and route decides before there is one"
         hint = 'set strategy = "cascade", or calibrate with --when before'
         raise ConfigError(what, where="serve.scorer", hint=hint)
-    scorer = gain_scorer(model)
+    scorer = gain_scorer(model, proxy_agreement=hear)
     if stored.calibration is not None:
         config = replace(config, threshold=stored.calibration.threshold)
     return (brevity if model.needs_answer else scorer), scorer, config

@@ -31,6 +31,7 @@ class Means:
     shelf: Shelf
     measure: Callable[[Consort], Conditions]
     choose_drafter: Chooser
+    deferral: Strategy
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
@@ -76,4 +77,5 @@ STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
     "takeover": lambda p, means: _backed(p),
     "speculate": lambda p, means: takeover(speculate(means.choose_drafter), silence_s=p.stall_s),
     "auto": _auto,
+    "defer": lambda p, means: means.deferral,
 }
