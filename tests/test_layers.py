@@ -110,7 +110,7 @@ def test_a_framework_is_imported_only_where_it_belongs(framework: str) -> None:
 def test_models_and_training_load_without_torch_until_it_is_used() -> None:
     code = (
         "import sys, consort.cli, consort.preflight.data, consort.models.zoo, consort.doctor;"
-        "import consort.models.gguf.model, consort.models.decoding.lm, consort.models.decoding.stream;"
+        "import consort.models.gguf.model, consort.models.decoding.lm;"
         "import consort.gateway.serve, consort.gateway.strategies, consort.inference.redaction;"
         "sys.exit('torch' in sys.modules)"
     )
