@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from consort.errors import ModelError
+from consort.errors import ContextFullError, ModelError
 from consort.models.decoding.batch import Batch, Row, Written, top_k
 from consort.models.decoding.engine import Engine, Listener
 from consort.models.decoding.network import open_network
@@ -184,7 +184,9 @@ class LocalSession:
         if not all(0 <= index < self._vocabulary_size for index in ids):
             raise ModelError(f"ids run from 0 to {self._vocabulary_size - 1}")
         if self._row.filled + len(ids) > self._context_tokens:
-            raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
+            raise ContextFullError(
+                f"the session would be longer than its context of {self._context_tokens} tokens"
+            )
         logits: Future[Tensor] = self._engine.extend(self._row, list(ids))
         return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
 

@@ -6,10 +6,14 @@ Does not cut what is too long.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from consort.errors import ModelError, RequestError
-from consort.models.local import LocalModel
 from consort.models.template import written
 from consort.types import Request
+
+if TYPE_CHECKING:
+    from consort.models.local import LocalModel
 
 
 def prompt_ids(model: LocalModel, request: Request) -> list[int]:
