@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
+MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class ServeConfig:
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
+    mix_kind: MixKind = "tuned"  # mix: llm + a (tuned proxy - its base); or a product, a mean, a contrast
+    mix_weight: float = 1.0  # mix: the a above
+    mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
+    mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
+    mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
@@ -56,3 +63,7 @@ class ServeConfig:
     tls_key: str = ""  # PEM file
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
+    proxy: ServedModel = field(
+        default_factory=ServedModel
+    )  # the proxy, with its adapter; mix steers by what that adds
+    sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

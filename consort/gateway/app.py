@@ -205,7 +205,8 @@ class _Gateway:
 
 async def close(service: Service) -> None:
     """Give back what the service holds: the models' connections, the ledger."""
-    for lm in service.models:
+    guides = (service.guides.tuned, service.guides.base) if service.guides else ()
+    for lm in (*service.models, *guides):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

@@ -9,6 +9,7 @@ from pathlib import Path
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
+from consort.inference.mixture import Guides
 from consort.models import zoo
 from consort.types import LM
 
@@ -32,10 +33,10 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
     return tuple(named[: len(edges)]), named[-1] if cloud.model else ServedModel()
 
 
-def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    """An endpoint where there is a base_url, else a model on this machine."""
+def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) -> LM:
+    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`."""
     if not model.base_url:
-        return _load_local(model, runtime)
+        return _load_local(model, runtime, sessions)
     from consort.models.remote import Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -49,7 +50,17 @@ def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
+def load_guides(config: Config) -> Guides | None:
+    """The proxy with its adapter and without, which steer a mixture; None where no tuned proxy is served."""
+    proxy = config.serve.proxy
+    if not (proxy.model and proxy.adapter):
+        return None
+    tuned = replace(_named(proxy), answers=0)  # it reads along only
+    base = replace(tuned, adapter="", name=f"{tuned.name}-base")
+    return Guides(*(load_lm(each, config.runtime, sessions=config.serve.sessions) for each in (tuned, base)))
+
+
+def _load_local(model: ServedModel, runtime: RuntimeConfig, sessions: int) -> LM:
     # torch is loaded here and nowhere before: a gateway before endpoints does without it
     from consort.models.decoding.lm import LocalLM
     from consort.training.tuned import load_tuned
@@ -57,8 +68,7 @@ def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    # no strategy here reads distributions: no memory is taken for sessions
-    return LocalLM(loaded, answers=model.answers, sessions=0, context_tokens=model.context_tokens)
+    return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
 
 
 def _named(model: ServedModel) -> ServedModel:

@@ -17,10 +17,11 @@ from consort.errors import ConfigError, ModelError
 from consort.gateway.app import create_app
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, served
+from consort.gateway.loading import load_guides, load_lm, served
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
 from consort.inference.baselines import brevity, confidence
+from consort.inference.mixing_weights import load_weights
 from consort.problems import nearest
 from consort.types import Scorer
 
@@ -49,7 +50,10 @@ def open_service(config: Config) -> Service:
     before, after, serving = judges(config.serve)
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
-    models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
+    models = [load_lm(model, config.runtime) for model in edges]
+    guides = load_guides(config)
+    if cloud.model:
+        models.append(load_lm(cloud, config.runtime, sessions=config.serve.sessions if guides else 0))
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -63,6 +67,8 @@ def open_service(config: Config) -> Service:
         prices={model.name: model for model in (*edges, cloud)},
         before=before,
         after=after,
+        guides=guides,
+        mixing=load_weights(Path(config.serve.mix_weights)) if config.serve.mix_weights else None,
         started_s=time.time(),
     )
 

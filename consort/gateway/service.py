@@ -22,7 +22,9 @@ from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
-from consort.inference.metering import Call, Gauge, Metered, Side
+from consort.inference.metering import Call, Gauge, Side, metered
+from consort.inference.mixing_weights import Learned
+from consort.inference.mixture import Guides
 from consort.inference.single import named
 from consort.inference.streams import Closing
 from consort.problems import nearest
@@ -45,6 +47,8 @@ class Service:
     prices: Mapping[str, ServedModel] = field(default_factory=dict)
     before: Scorer = brevity
     after: Scorer = confidence
+    guides: Guides | None = None
+    mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -113,7 +117,7 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure)
+        return Means(self.before, self.after, shelf, measure, self.guides, self.mixing)
 
 
 def _loaded(gauge: Gauge) -> float | None:
@@ -187,8 +191,8 @@ class Exchange:
         authors = {span[0] for span in self.spans}
         return str(authors.pop()) if len(authors) == 1 else self.asked.model
 
-    def _metered(self, lm: LM, side: Side) -> Metered:
-        return Metered(lm, side, self.service.gauge(lm), self.calls)
+    def _metered(self, lm: LM, side: Side) -> LM:
+        return metered(lm, side, self.service.gauge(lm), self.calls)
 
     def _span(self, chunk: Chunk) -> None:
         if chunk.anew:

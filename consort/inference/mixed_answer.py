@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 from consort.inference.blending import averaged, log_probability, plausible, steered
 from consort.inference.following import Written, vocabulary_of
-from consort.inference.mixing_weights import Moment, Weight
+from consort.inference.mixing_weights import Kind, Moment, Weight
 from consort.models.decoding.noise import Sampling, pick, token_keys
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.text import TextWriter
 from consort.types import Chunk, FinishReason, Note, Request, TokenLM, TokenLogprob, TopK
 
-# tuned: llm + a (tuned - base); product: (1 - a) llm + a tuned; mean: the same of probabilities;
-# contrast: llm + a (llm - base), within what the LLM finds plausible
-Kind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
 PLAUSIBLE_SHARE = 0.1  # of the likeliest token's probability, for contrast (arXiv 2210.15097, section 3.3)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from consort.files import whole_file
 from consort.inference.blending import aligned, entropy
 from consort.types import FloatArray, TopK
 
+# tuned: llm + a (tuned - base); product: (1 - a) llm + a tuned; mean: the same of probabilities;
+# contrast: llm + a (llm - base), within what the LLM finds plausible
+Kind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FORMAT = "consort.mixing/1"
 FEATURES = (
     "one",
@@ -60,9 +64,10 @@ def fading(weight: float, half_life_tokens: float) -> Weight:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A weight for each moment: the features' sum, held between 0 and `largest`."""
+    """A weight for each moment of one kind of mixture: the features' sum, held between 0 and `largest`."""
 
     coefficients: tuple[float, ...]
+    kind: Kind = "tuned"
     largest: float = LARGEST
 
     def __call__(self, moment: Moment) -> float:
@@ -88,9 +93,12 @@ def features(moment: Moment) -> FloatArray:
     )
 
 
-def fit(moments: Sequence[Moment], tokens: Sequence[int], *, size: int, penalty: float = 1.0) -> Learned:
+def fit(
+    moments: Sequence[Moment], tokens: Sequence[int], *, size: int, kind: Kind = "tuned", penalty: float = 1.0
+) -> Learned:
     """The weights under which these reference tokens are likeliest; `penalty` on the squared coefficients of
     standardised features, that of `one` left free."""
+    assert kind != "mean", "an average of probabilities is not steered"
     found = np.array([features(moment) for moment in moments])
     mean, spread = found.mean(0), found.std(0)
     mean[0], spread[spread < 1e-9] = 0.0, np.inf  # what never varies is `one` again
@@ -102,7 +110,7 @@ def fit(moments: Sequence[Moment], tokens: Sequence[int], *, size: int, penalty:
     coefficients = _newton(rows, standard_NF, penalties)
     raw = coefficients / spread
     raw[0] -= float(coefficients[1:] @ (mean[1:] / spread[1:]))
-    return Learned(tuple(raw.tolist()))
+    return Learned(tuple(raw.tolist()), kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,7 @@ def save_weights(learned: Learned, path: Path) -> None:
     about = {
         "format": FORMAT,
         "features": list(FEATURES),
+        "kind": learned.kind,
         "coefficients": list(learned.coefficients),
         "largest": learned.largest,
     }
@@ -186,7 +195,9 @@ def load_weights(path: Path) -> Learned:
         coefficients = tuple(float(value) for value in about["coefficients"])
         if len(coefficients) != len(FEATURES) or not np.isfinite([*coefficients, about["largest"]]).all():
             raise ValueError("a coefficient for each feature is needed")
-        return Learned(coefficients, float(about["largest"]))
+        if about["kind"] not in KINDS:
+            raise ValueError(f"no kind of mixture is called {about['kind']}")
+        return Learned(coefficients, about["kind"], float(about["largest"]))
     except FileNotFoundError:
         raise ModelError("there are no such weights", where=str(path), hint=hint) from None
     except (OSError, KeyError, TypeError, ValueError) as error:

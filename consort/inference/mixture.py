@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from consort.align import Vocabulary
 from consort.errors import ContextFullError
 from consort.inference.following import Follower, Written, follower, vocabulary_of, white_box
-from consort.inference.mixed_answer import Kind, MixedAnswer
-from consort.inference.mixing_weights import Weight
-from consort.inference.single import FAILURES, cloud_of, require
+from consort.inference.mixed_answer import MixedAnswer
+from consort.inference.mixing_weights import Kind, Weight
+from consort.inference.single import FAILURES, cloud_of, refuse_lacking
 from consort.types import LM, Chunk, Consort, Request, Strategy, TokenLM, TopK
 
 
@@ -42,7 +42,7 @@ def mix(guides: Guides, *, kind: Kind, weight: Weight) -> Strategy:
 
     async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         llm = white_box(cloud_of(consort))
-        require(llm, request)
+        refuse_lacking(llm, request)
         models = (llm, *map(white_box, guides.of(kind)))
         voices = [_Voice(model, request, vocabulary_of(llm)) for model in models]
         answer = MixedAnswer(request, models[:2], kind=kind, weight=weight)

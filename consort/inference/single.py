@@ -33,11 +33,11 @@ def named(name: str) -> Strategy:
 
 def answered_by(lm: LM, request: Request) -> AsyncIterator[Chunk]:
     """The model's stream; RequestError where the request asks for what it cannot do."""
-    require(lm, request)
+    refuse_lacking(lm, request)
     return lm.stream(request)
 
 
-def require(lm: LM, request: Request) -> None:
+def refuse_lacking(lm: LM, request: Request) -> None:
     """RequestError where the request asks for what the model cannot do."""
     if missing := lacks(lm, request):
         words = {"logprobs": "log-probabilities", "tools": "tools", "text_completion": "text completions"}
