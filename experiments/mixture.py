@@ -1,8 +1,8 @@
 """Mixture on the co-tuned demo consort: how much of the gap between the untuned and the tuned LLM does `mix`
 close without touching the LLM's weights?
 
-Untuned: zoo:cloud. Tuned, the upper bound: the same with a LoRA trained on the device's own labelled rows
-(learning rate chosen on its valid rows). Mixed: the untuned LLM steered by the device's proxy, which carries
+Untuned: zoo:cloud. Tuned, the upper bound: the same with a LoRA trained on the device's own labelled rows,
+for as many steps as the proxy's domain adapter. Mixed: the untuned LLM steered by the device's proxy, with
 the run's shared adapter and the device's domain adapter, against the bare proxy; and, across tokenizers, by
 the device's co-tuned SLM against the bundled one. Weights are chosen on valid rows by Rouge-L; a learned
 weight is fitted to the valid rows' answers. Gap closed is (mixed - untuned) / (tuned - untuned) on test rows,
@@ -20,7 +20,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,11 @@ from consort.training.proxy import load_proxy
 from consort.types import Consort, Request, Strategy, TopK
 
 RESULTS = Path(__file__).parent / "results"
+METRICS = ("rouge_l", "em")
 LORA = ModelConfig(model="zoo:cloud", lora_rank=16, lora_alpha=32.0, max_tokens=256)
-RATES, STEPS = (1e-3, 3e-3), 120  # of the tuned LLM
-WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0)
-SHARES = (0.25, 0.5, 0.75)
+RATE, STEPS = 3e-3, 80  # of the tuned LLM: as many steps as the proxy's domain adapter has learned
+WEIGHTS = (0.5, 1.0, 1.5, 2.0)
+SHARES = (0.5, 0.75)
 NEW_TOKENS = 32
 TOGETHER = 8
 RESAMPLES = 10_000
@@ -89,12 +90,29 @@ class Arm:
 
 def arms() -> dict[str, Arm]:
     found = {f"tuned {a}": Arm("tuned", fixed(a)) for a in WEIGHTS}
-    found |= {f"tuned 2 fading {half}": Arm("tuned", fading(2.0, half)) for half in (8.0,)}
+    found |= {"tuned fading": Arm("tuned", fading(2.0, 16.0))}
     found |= {f"product {share}": Arm("product", fixed(share)) for share in SHARES}
     found |= {f"mean {share}": Arm("mean", fixed(share)) for share in SHARES}
-    found |= {f"SLM tuned {a}": Arm("tuned", fixed(a), across=True) for a in (0.5, 1.0, 1.5)}
-    found |= {f"SLM product {share}": Arm("product", fixed(share), across=True) for share in SHARES}
+    found |= {f"SLM tuned {a}": Arm("tuned", fixed(a), across=True) for a in (0.5, 1.0)}
+    found |= {f"SLM product {share}": Arm("product", fixed(share), across=True) for share in (0.5,)}
     return found
+
+
+def families() -> dict[str, list[str]]:
+    """Arms of which one is chosen, by its valid rows."""
+    by_proxy = [name for name in arms() if not name.startswith("SLM")] + ["tuned learned"]
+    return {
+        "tuned, one weight a device": [f"tuned {a}" for a in WEIGHTS],
+        "tuned, weight 1": ["tuned 1.0"],
+        "tuned, learned weights": ["tuned learned"],
+        "product": [f"product {share}" for share in SHARES],
+        "mean": [f"mean {share}" for share in SHARES],
+        "any of these, chosen on valid rows": by_proxy,
+        "the proxy alone": ["proxy"],
+        "across tokenizers: tuned": [name for name in arms() if name.startswith("SLM tuned")],
+        "across tokenizers: product": [name for name in arms() if name.startswith("SLM product")],
+        "the SLM alone": ["SLM"],
+    }
 
 
 def prepared(run_dir: Path) -> Config:
@@ -126,21 +144,12 @@ def tuned_proxy(config: Config, device: DeviceConfig, rows: Rows, run_dir: Path)
     return proxy
 
 
-def tuned_llm(config: Config, rows: Rows) -> tuple[LocalModel, dict[str, float]]:
-    """The upper bound: of both learning rates the one with the better valid Rouge-L."""
-    best: tuple[float, LocalModel] | None = None
-    found = {}
-    for rate in RATES:
-        model = load_model("zoo:cloud", runtime=config.runtime, name="cloud")
-        learner = Learner(model, trainable_part(model, LORA, seed=1), rate, LORA.max_tokens)
-        co_train([learner], [pool_of(rows.train)], config.tune, steps=STEPS, seed=5)
-        with merged(model):
-            texts = answer(model, rows.valid, max_new_tokens=NEW_TOKENS)
-        found[str(rate)] = value = float(np.mean(scored(texts, rows.valid)[0]))
-        if best is None or value > best[0]:
-            best = value, model
-    assert best is not None
-    return best[1], found
+def tuned_llm(config: Config, rows: Rows) -> LocalModel:
+    """The upper bound."""
+    model = load_model("zoo:cloud", runtime=config.runtime, name="cloud")
+    learner = Learner(model, trainable_part(model, LORA, seed=1), RATE, LORA.max_tokens)
+    co_train([learner], [pool_of(rows.train)], config.tune, steps=STEPS, seed=5)
+    return model
 
 
 def scored(texts: Sequence[str], rows: Sequence[Sample]) -> tuple[list[float], list[float]]:
@@ -221,7 +230,7 @@ def error_of_cut(whole: Sequence[Moment], size: int) -> dict[str, float]:
     return found
 
 
-def measured(config: Config, device: DeviceConfig, run_dir: Path, keep: Callable[[dict], None]) -> dict:
+def measured(config: Config, device: DeviceConfig, run_dir: Path) -> dict[str, Any]:
     """Every arm on one device's valid and test rows."""
     data = Path(device.data)
     rows = Rows(*(read_samples(data, split) for split in ("train", "valid", "test")))
@@ -229,8 +238,8 @@ def measured(config: Config, device: DeviceConfig, run_dir: Path, keep: Callable
     slm = load_model(run_dir / "adapters" / device.name, runtime=config.runtime, name=device.name)
     slm_base = load_model(device.slm.model, runtime=config.runtime, name=f"{device.name}-base")
     cloud = load_model("zoo:cloud", runtime=config.runtime, name="cloud")
-    found: dict[str, Any] = {"valid": {}, "test": {}, "rates": {}}
-    upper, found["rates"] = tuned_llm(config, rows)
+    upper = tuned_llm(config, rows)
+    found: dict[str, Any] = {"valid": {}, "test": {}}
 
     def put(name: str, split: str, texts: Sequence[str], **more: float) -> None:
         rouge, em = scored(texts, getattr(rows, split))
@@ -243,45 +252,35 @@ def measured(config: Config, device: DeviceConfig, run_dir: Path, keep: Callable
         for split in ("valid", "test"):
             with merged(model):
                 put(name, split, answer(model, getattr(rows, split), max_new_tokens=NEW_TOKENS))
-    keep(found)
     everything = {"answers": 1, "sessions": TOGETHER, "context_tokens": 256, "alternatives": CUT}
-    with merged(proxy):
-        whole = everything | {"alternatives": 10**6, "sessions": 1}
-        opened = [LocalLM(model, **whole) for model in (cloud, proxy, base)]
+    whole = everything | {"alternatives": 10**6, "sessions": 1}
+    opened = [LocalLM(model, **whole) for model in (cloud, proxy, base)]
     told, _ = moments(opened[0], Guides(opened[1], opened[2]), rows.valid)
     found["cut"] = error_of_cut(told, cloud.vocabulary.size)
     for lm in opened:
         lm.close()
-    with merged(proxy):
-        lms = [LocalLM(model, **everything) for model in (cloud, proxy, base, slm, slm_base)]
+    lms = [LocalLM(model, **everything) for model in (cloud, proxy, base, slm, slm_base)]
     llm, guides, across = lms[0], Guides(lms[1], lms[2]), Guides(lms[3], lms[4])
     told, tokens = moments(llm, guides, rows.valid)
     learned = fit(told, tokens, size=cloud.vocabulary.size)
     save_weights(learned, run_dir / "mixture" / f"{device.name}.weights.json")
-    scalar = best_scalar(told, tokens, cloud.vocabulary.size)
-    found["likeliest weight"] = scalar
-    tried = arms() | {"tuned learned": Arm("tuned", learned), "tuned likeliest": Arm("tuned", fixed(scalar))}
-    for name, arm in tried.items():
-        strategy = mix(across if arm.across else guides, kind=arm.kind, weight=arm.weight)
-        for split in ("valid", "test"):
+    tried = arms() | {"tuned learned": Arm("tuned", learned)}
+
+    def try_out(names: Sequence[str], split: str) -> None:
+        for name in names:
+            arm = tried[name]
+            strategy = mix(across if arm.across else guides, kind=arm.kind, weight=arm.weight)
             texts, more = written(strategy, llm, getattr(rows, split))
             put(name, split, texts, **more)
-        print(device.name, name, *(f"{np.mean(found[s][name]['rouge_l']):.3f}" for s in ("valid", "test")),
-              *(f"{np.mean(found[s][name]['em']):.3f}" for s in ("valid", "test")),
-              file=sys.stderr, flush=True)  # fmt: skip
-        keep(found)
+            means = (np.mean(found[split][name][metric]) for metric in METRICS)
+            print(device.name, split, name, *(f"{mean:.3f}" for mean in means), file=sys.stderr, flush=True)
+
+    try_out(list(tried), "valid")
+    picked = (chosen({device.name: found}, members)[device.name] for members in families().values())
+    try_out([name for name in dict.fromkeys(picked) if name in tried], "test")
     for lm in lms:
         lm.close()
     return found
-
-
-def best_scalar(told: Sequence[Moment], tokens: Sequence[int], size: int) -> float:
-    """One weight for all tokens, by the likelihood of the valid answers."""
-    heavy = fit(told, tokens, size=size, penalty=1e9)
-    return float(np.clip(heavy.coefficients[0], 0.0, heavy.largest))
-
-
-METRICS = ("rouge_l", "em")
 
 
 def chosen(devices: Mapping[str, dict], names: Sequence[str]) -> dict[str, str]:
@@ -328,25 +327,8 @@ def _share(means: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
 
 def summary(devices: Mapping[str, dict]) -> dict[str, Any]:
     """By family of arms: what was chosen on valid rows, and the gap it closes on test rows."""
-    names = [name for name in next(iter(devices.values()))["test"] if name.split()[-1][-1].isdigit()]
-    own = [name for name in names if not name.startswith("SLM")]
-    families = {
-        "tuned, one weight a device": [
-            name for name in own if name.startswith("tuned") and "fad" not in name
-        ],
-        "tuned, weight 1": ["tuned 1.0"],
-        "tuned, weight by likelihood": ["tuned likeliest"],
-        "tuned, learned weights": ["tuned learned"],
-        "product": [name for name in own if name.startswith("product")],
-        "mean": [name for name in own if name.startswith("mean")],
-        "any, chosen on valid rows": [*own, "tuned learned"],
-        "the proxy alone": ["proxy"],
-        "across tokenizers: tuned": [name for name in names if name.startswith("SLM tuned")],
-        "across tokenizers: product": [name for name in names if name.startswith("SLM product")],
-        "the SLM alone": ["SLM"],
-    }
     found = {}
-    for family, members in families.items():
+    for family, members in families().items():
         picked = chosen(devices, members)
         found[family] = {"picked": picked} | {metric: gap(devices, picked, metric) for metric in METRICS}
     return found
@@ -406,19 +388,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/mixture"))
+    parser.add_argument("--devices", type=int, default=4, help="the first so many")
     args = parser.parse_args()
     config = prepared(args.run_dir)
     folder = args.run_dir / "mixture"
     folder.mkdir(exist_ok=True)
     devices = {}
-    for device in config.devices:
+    for device in config.devices[: args.devices]:
         file = folder / f"{device.name}.json"
         if not file.exists():
-            unfinished = file.with_suffix(".unfinished")
-            found = measured(
-                config, device, args.run_dir, lambda rows, to=unfinished: to.write_text(json.dumps(rows))
-            )
-            file.write_text(json.dumps(found))
+            file.write_text(json.dumps(measured(config, device, args.run_dir)))
         devices[device.name] = json.loads(file.read_text())
     found = {"commit": commit(), "hardware": hardware(), "summary": summary(devices), "devices": devices}
     text = page(found)

@@ -22,7 +22,10 @@ def test_arrays_choose_as_tensors_do(weights, seed, position, temperature, top_p
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(weights))
     logits[0, 7] = logits[0, 3]  # a tie
     sampling = Sampling(temperature, top_p, seed)
-    assert pick(top_k(logits[0], 50), sampling, position, KEYS) == choose(logits, [sampling], [position], KEYS)[0]
+    assert (
+        pick(top_k(logits[0], 50), sampling, position, KEYS)
+        == choose(logits, [sampling], [position], KEYS)[0]
+    )
 
 
 def test_noise_of_a_few_tokens_is_that_of_all_at_their_places():
