@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from consort.align import Vocabulary
@@ -55,14 +55,14 @@ def mix(guides: Guides, *, kind: Kind, weight: Weight) -> Strategy:
                 if chunk is not None:
                     yield chunk
                 if chunk is not None and chunk.finish_reason is not None:
-                    return
+                    break
                 if await _all_follow(voices, answer.written):
                     yield answer.cut_short()
-                    return
+                    break
         finally:
             consort.note(answer.note())
-            for voice in voices:
-                voice.close()
+            closings = [voice.close() for voice in voices]
+        await asyncio.gather(*map(asyncio.wrap_future, closings))  # the next answer finds them free
 
     return strategy
 
@@ -106,10 +106,11 @@ class _Voice:
         assert self._follower is not None, "opened before"
         return None if self.silent else self._follower.heard(writer)
 
-    def close(self) -> None:
+    def close(self) -> Future[None]:
         """Release the session when the thread has done what it is at."""
-        self._thread.submit(self._close)
+        closing = self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
+        return closing
 
     def _open(self) -> None:
         self._follower = follower(self._lm, self._request, self._writer)

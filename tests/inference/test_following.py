@@ -54,7 +54,13 @@ def writers(text: str) -> list[list[Written]]:
     return found
 
 
-@settings(max_examples=15, deadline=None)
+def dense(top: TopK) -> np.ndarray:
+    found = np.zeros(1000)
+    found[top.ids] = np.exp(top.logprobs)
+    return found
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_both_tokenizations_hold_the_same_bytes_and_masses_are_kept(text: str) -> None:
     for number, steps in enumerate(writers(text)):
@@ -76,7 +82,7 @@ def test_both_tokenizations_hold_the_same_bytes_and_masses_are_kept(text: str) -
             again, last = reader_lm.open(REQUEST)
             expected = again.extend(whole)[-1] if whole else last
             again.close()
-            assert (reader._rows[-1].ids == expected.ids).all()
+            assert dense(reader._rows[-1]) == pytest.approx(dense(expected), abs=1e-5)
         finally:
             session.close()
             reader.close()
