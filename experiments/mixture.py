@@ -56,8 +56,9 @@ from consort.training.answers import answer
 from consort.training.data import Sample, read_samples
 from consort.training.lessons import Learner
 from consort.training.mutual import co_train, pool_of
-from consort.training.peft_directory import load_adapter
+from consort.training.peft_directory import load_adapter, save_adapter
 from consort.training.proxy import load_proxy
+from consort.training.stacking import stack_adapters
 from consort.types import Consort, Request, Strategy, TopK
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,6 +138,9 @@ def tuned_proxy(config: Config, device: DeviceConfig, rows: Rows, run_dir: Path)
     shared = read_adapter(carrier, SHARED)
     proxy = load_proxy(zoo_dir("proxy"), config.proxy, config.runtime, shared=shared, seed=config.seed)
     write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=device.name)
+    stack_adapters(proxy, [SHARED, DOMAIN], into="device")
+    # as `[serve.proxy] model = "zoo:proxy", adapter = ...` reads it
+    save_adapter(proxy, "device", run_dir / "mixture" / f"{device.name}-proxy", base="zoo:proxy")
     return proxy
 
 
