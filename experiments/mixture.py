@@ -342,8 +342,8 @@ def page(found: dict[str, Any]) -> str:
         "# Mixture: the gap between the untuned and the tuned LLM, closed without touching its weights",
         "",
         f"Commit {found['commit']}; {found['hardware']}; demo consort of seed 0, "
-        f"measured: {', '.join(devices)}. {counts[0]} test rows a device; weights chosen on {counts[1]} valid rows. 95 % intervals by "
-        "bootstrap over rows; one co-tuning run, so none over seeds.",
+        f"measured: {', '.join(devices)}. {counts[0]} test rows a device; weights chosen on {counts[1]} "
+        "valid rows. 95 % intervals by bootstrap over rows; one co-tuning run, so none over seeds.",
         "",
         "| mixture | Rouge-L | gap closed, % | EM | gap closed, % | chosen |",
         "|---|---|---|---|---|---|",
