@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["gateway", "cloud"]
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
+MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class ServeConfig:
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
+    mix_kind: MixKind = "tuned"  # mix: llm + a (tuned proxy - its base); or a product, a mean, a contrast
+    mix_weight: float = 1.0  # mix: the a above
+    mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
+    mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
+    mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
     llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
     token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
@@ -61,6 +68,7 @@ class ServeConfig:
     tls_key: str = ""  # PEM file
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
-    # the device's copy of the proxy, with its adapter: drafts for the cloud, and judges answers for cascade
+    # the device's copy of the proxy, with its adapter: drafts for the cloud, judges answers for cascade, and
+    # steers a mixture by what the adapter adds
     proxy: ServedModel = field(default_factory=ServedModel)
     sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

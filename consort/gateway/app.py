@@ -244,7 +244,8 @@ class _Gateway:
 
 async def close(service: Service) -> None:
     """Give back what the service holds: the models' connections, the ledger."""
-    for lm in (*service.models, *((service.proxy,) if service.proxy else ())):
+    guides = (service.guides.base,) if service.guides else ()  # the tuned one is the proxy
+    for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *guides):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

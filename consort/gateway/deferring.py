@@ -21,10 +21,11 @@ _HINT = 'set strategy = "defer" under [serve], so that memory is taken for sessi
 
 
 def sessions_of(config: ServeConfig, edges: Sequence[ServedModel], cloud: ServedModel) -> int:
-    """Sessions of the first edge and of the cloud: memory is taken where they are what is served, or where
-    the models are the bundled ones, which take next to none."""
+    """Sessions of the first edge and of the cloud: memory is taken where they are what is served, where other
+    gateways may read this cloud, or where the models are the bundled ones, which take next to none."""
     bundled = all(model.model.startswith("zoo:") for model in (*edges[:1], cloud))
-    return config.sessions + SPARE if bundled or config.strategy == "defer" else 0
+    read = config.strategy in ("defer", "mix") or bool(config.proxy.adapter) or config.role == "cloud"
+    return config.sessions + SPARE if bundled or read else 0
 
 
 def deferral_of(config: ServeConfig, models: Sequence[LM], *, has_cloud: bool, sessions: int) -> Strategy:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
+from consort.inference.mixture import Guides
 from consort.models import zoo
 from consort.models.gguf.file import SUFFIX, is_gguf
 from consort.types import LM, DraftedLM, Drafter
@@ -97,6 +98,15 @@ def drafter_of(proxy: LM | None, cloud: DraftedLM) -> Drafter:
 
 def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
+
+
+def load_guides(config: Config, proxy: LM | None) -> Guides | None:
+    """The proxy with its adapter and without, which steer a mixture; None where no tuned proxy is served."""
+    model = config.serve.proxy
+    if proxy is None or not model.adapter:
+        return None
+    base = replace(_named(model), adapter="", answers=1, name=f"{proxy.name}-base")
+    return Guides(proxy, load_lm(base, config.runtime, sessions=config.serve.sessions))
 
 
 def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:

@@ -11,7 +11,7 @@ from typing import Any
 
 from consort import __version__
 from consort.gateway.openai_request import DESCRIBE, NEUTRAL, ROLES
-from consort.gateway.parameters import GOALS, LEAST_DEADLINE_S, Parameters
+from consort.gateway.parameters import LEAST_DEADLINE_S, WORDS, Parameters
 
 Schema = dict[str, Any]
 ANY: Schema = {}
@@ -153,8 +153,8 @@ def _requests() -> Schema:
 
 
 def _parameter(field: Field[Any]) -> Schema:
-    if field.name == "goal":
-        return {"enum": list(GOALS), "default": field.default}
+    if field.name in WORDS:
+        return {"enum": list(WORDS[field.name]), "default": field.default}
     if isinstance(field.default, bool):
         return {"type": "boolean", "default": field.default}
     least = LEAST_DEADLINE_S if field.name == "deadline_s" else 0

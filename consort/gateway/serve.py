@@ -23,11 +23,12 @@ from consort.gateway.app import create_app
 from consort.gateway.deferring import deferral_of, sessions_of
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
-from consort.gateway.loading import load_lm, load_proxy, served
+from consort.gateway.loading import load_guides, load_lm, load_proxy, served
 from consort.gateway.service import Service
 from consort.gateway.strategies import STRATEGIES
 from consort.gateway.verifier import Pool
 from consort.inference.baselines import brevity, confidence
+from consort.inference.mixing_weights import load_weights
 from consort.inference.proxy import proxy_agreement
 from consort.inference.reading import token_lm
 from consort.inference.scorers import gain_scorer, proxy_scorer
@@ -100,6 +101,8 @@ def open_service(config: Config) -> Service:
         before=before,
         after=after,
         proxy=proxy,
+        guides=load_guides(config, proxy),
+        mixing=load_weights(Path(config.serve.mix_weights)) if config.serve.mix_weights else None,
         deferral=deferral_of(config.serve, models, has_cloud=bool(cloud.model), sessions=sessions),
         started_s=time.time(),
     )

@@ -25,6 +25,8 @@ from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
 from consort.inference.metering import Call, Gauge, Side, metered
+from consort.inference.mixing_weights import Learned
+from consort.inference.mixture import Guides
 from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.inference.streams import Closing
@@ -53,6 +55,8 @@ class Service:
     after: Scorer = confidence
     deferral: Strategy = unable
     proxy: LM | None = None  # which drafts, and which the scorers hear
+    guides: Guides | None = None
+    mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -130,7 +134,16 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure, self._drafter, self.deferral)
+        return Means(
+            self.before,
+            self.after,
+            shelf,
+            measure,
+            self._drafter,
+            self.deferral,
+            self.guides,
+            self.mixing,
+        )
 
     def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
         """The proxy, or what stood in the request before; measured with each cloud apart."""

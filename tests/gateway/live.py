@@ -22,6 +22,7 @@ from consort.gateway.ledger import Ledger
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
 from consort.gateway.verifier import Pool
+from consort.inference.mixture import Guides
 from consort.types import LM, DraftedLM
 from tests.inference.consorts import says
 
@@ -58,6 +59,7 @@ async def live(
     edges: Sequence[LM] | None = None,
     cloud: LM | None = None,
     room: int = 0,
+    guides: Guides | None = None,
     **config: Any,
 ) -> AsyncIterator[Live]:
     ledger = Ledger(folder)
@@ -72,6 +74,7 @@ async def live(
         door=Door(folder / "keys.json"),
         ledger=ledger,
         prices={"large": price},
+        guides=guides,
     )
     if room:
         service.pool = Pool(service, cast("DraftedLM", service.cloud), room=room)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeAlias
 
-from consort.errors import ModelError
+from consort.errors import ContextFullError, ModelError
 from consort.models.decoding.batch import Batch, Network, Row, Token, top_k
 from consort.models.decoding.drafting import Growing
 from consort.models.decoding.engine import Engine, Listener
@@ -273,7 +273,9 @@ class LocalSession:
         if not all(0 <= index < self._vocabulary_size for index in ids):
             raise ModelError(f"ids run from 0 to {self._vocabulary_size - 1}")
         if self._row.filled + len(ids) > self._context_tokens:
-            raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
+            raise ContextFullError(
+                f"the session would be longer than its context of {self._context_tokens} tokens"
+            )
         self._text[self._row.filled :] = ids
         logits: Future[Logits] = self._engine.extend(self._row, list(ids))
         return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
