@@ -40,7 +40,8 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
 
 def test_without_an_adapter_there_is_nothing_to_steer_by() -> None:
     assert load_guides(Config(), None) is None
-    assert load_guides(Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")))) is None
+    bare = Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")), runtime=CPU)
+    assert load_guides(bare, load_proxy(bare)) is None
 
 
 def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: Guides) -> None:
