@@ -1,7 +1,7 @@
 """How much a mixture steers at each token: always the same, less and less, or as learned from answers.
 
 The likelihood of a reference answer under `model + a * (plus - minus)` is concave in `a`, and so it is under
-`(1 - a) * model + a * plus` in probabilities; a learned `a` is a sum of features: so what is learned is the one
+`(1 - a) * model + a * plus` in probabilities; a learned `a` is a sum of features: what is learned is the one
 best sum (Newton), not where a descent stopped. Stored as JSON, never pickle. Chooses no tokens.
 """
 
