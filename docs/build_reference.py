@@ -38,6 +38,8 @@ MODULES = (
     "consort.federated.packets",
     "consort.federated.aggregate",
     "consort.federated.baselines",
+    "consort.bench.simulate",
+    "consort.bench.workload",
 )
 INTRODUCTION = """\
 # Reference
