@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
@@ -109,9 +108,9 @@ class _Run:
         else:
             self.off = "did not pay lately"
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
-        before_s = time.monotonic()
+        before_s = _now_s()
         async for written in self.writing.written():
-            now_s, had_draft = time.monotonic(), bool(self.pending.ids)
+            now_s, had_draft = _now_s(), bool(self.pending.ids)
             if self.pieces and written.ids:  # the first came after the prompt was read
                 self.pace.came(len(written.ids), now_s - before_s, drafted=had_draft)
             before_s, self.pieces = now_s, self.pieces + 1
@@ -204,9 +203,9 @@ class _Run:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
         believed = [*self.answer, *self._path()]
-        began_s = time.monotonic()
+        began_s = _now_s()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
-        took_s = time.monotonic() - began_s
+        took_s = _now_s() - began_s
         if not draft.ids:
             return False
         self.pace.drafted(1 + max(depths(draft.parents)), took_s)
@@ -244,3 +243,8 @@ def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]
     ]
     for place, (text, author) in enumerate(runs):
         yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")
+
+
+def _now_s() -> float:
+    """By the loop's clock, which a simulation owns."""
+    return asyncio.get_running_loop().time()
