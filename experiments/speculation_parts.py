@@ -1,5 +1,5 @@
-"""What the experiments on speculation share: prompts, and the real verifier, strategy and engine on a clock that
-jumps, where a pass of the cloud takes 40 ms and a level of a draft 4 ms.
+"""What the experiments on speculation share: prompts, and the real verifier, strategy and engine on a clock
+that jumps, where a pass of the cloud takes 40 ms and a level of a draft 4 ms.
 
 Everything is the code that serves: `LocalLM` and its batch, the pool of sessions, the messages, `speculate`.
 Replaced are the engine's thread (its steps take stated virtual time), and the socket (a `Wire`).
@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from consort.models.decoding.engine import Engine
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import load_model
 from consort.models.remote import Endpoint
-from consort.models.verifier import Verifier, _Link
+from consort.models.verifier import RESUME_S, Verifier, _Link
 from consort.types import Consort, Drafter, Message, Note, Request
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,22 +106,68 @@ def pace_engine(lm: LocalLM, step_s: float) -> PacedEngine:
     return lm._engine
 
 
+class Cloud:
+    """The cloud's end of a wire: its pool of sessions, and the ways in which it may be gone."""
+
+    def __init__(self, lm: LocalLM, wire: Wire, *, room: int) -> None:
+        self.wire, self.dark, self.refuse = wire, False, False  # dark: nothing arrives, and nobody says so
+        self._lm, self._room = lm, room
+        self._conversations: list[asyncio.Task[None]] = []
+        self.pool = self._new_pool()
+        self._serving = asyncio.create_task(self._serve())
+
+    async def dial(self) -> WireSocket:
+        """The device's end of a connection."""
+        if self.dark:
+            await asyncio.Event().wait()
+        if self.refuse:
+            raise ConnectionRefusedError("nobody listens")
+        return WireSocket(await self.wire.dial(), self)
+
+    async def restart(self) -> None:
+        """Another process in its place, which knows of no session."""
+        for answering in list(self.pool.answerings.values()):
+            await self.pool.end(answering)
+        self.pool = self._new_pool()
+
+    async def close(self) -> None:
+        tasks = [self._serving, *self._conversations]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.restart()
+
+    def _new_pool(self) -> Pool:
+        service = Recorder(SimpleNamespace(deadline_s=600.0))
+        return Pool(service, self._lm, room=self._room)  # type: ignore[arg-type]
+
+    async def _serve(self) -> None:
+        while True:
+            socket = WireSocket(await self.wire.accept(), self)
+            self._conversations = [task for task in self._conversations if not task.done()]
+            self._conversations.append(asyncio.create_task(converse(socket, self.pool, LOCAL)))
+
+
 class WireSocket:
     """An end of a wire as what `Verifier` takes for a WebSocket, and `converse` for the web server's."""
 
-    def __init__(self, end: End) -> None:
-        self._end = end
+    def __init__(self, end: End, cloud: Cloud) -> None:
+        self._end, self._cloud = end, cloud
 
     async def send_bytes(self, data: bytes) -> None:
-        await self._end.send(data)
+        if not self._cloud.dark:
+            await self._end.send(data)
 
     send = send_bytes
 
     async def receive(self) -> bytes | None:
         try:
-            return await self._end.receive()
+            data = await self._end.receive()
         except (ConnectionError, EOFError):
             return None
+        if self._cloud.dark:
+            await asyncio.Event().wait()
+        return data
 
     async def __aiter__(self) -> AsyncIterator[SimpleNamespace]:
         while (data := await self.receive()) is not None:
@@ -135,13 +180,13 @@ class WireSocket:
 class WireVerifier(Verifier):
     """A verifier whose connections go over a wire."""
 
-    def __init__(self, wire: Wire, cloud: LocalLM) -> None:
-        super().__init__(Endpoint(cloud.name, "http://wire/v1", cloud.name))
-        self._wire, self.tokenizer = wire, cloud.tokenizer
+    def __init__(self, cloud: Cloud, lm: LocalLM, resume_s: float) -> None:
+        super().__init__(Endpoint(lm.name, "http://wire/v1", lm.name), resume_s=resume_s)
+        self._cloud, self.tokenizer = cloud, lm.tokenizer
 
     async def _opened_link(self) -> _Link:
         try:
-            return _Link(WireSocket(await self._wire.dial()))
+            return _Link(await self._cloud.dial())  # type: ignore[arg-type]
         except OSError as error:
             raise self._failed(f"cannot be reached ({type(error).__name__})") from None
 
@@ -160,31 +205,19 @@ class Recorder:
         return 0.0
 
 
-def pool_of(cloud: LocalLM, *, room: int = 64, deadline_s: float = 600.0) -> Pool:
-    return Pool(Recorder(SimpleNamespace(deadline_s=deadline_s)), cloud, room=room)  # type: ignore[arg-type]
-
-
 @asynccontextmanager
-async def over_wire(cloud: LocalLM, link: Link, *, seed: int = 0) -> AsyncIterator[tuple[WireVerifier, Wire]]:
+async def over_wire(
+    lm: LocalLM, link: Link, *, seed: int = 0, room: int = 64, resume_s: float = RESUME_S
+) -> AsyncIterator[tuple[WireVerifier, Cloud]]:
     """A device's verifier before the cloud's pool, with a link between."""
-    wire, pool = Wire(link, seed=seed, frame_bytes=MASKED_FRAME_BYTES), pool_of(cloud)
-    conversations: list[asyncio.Task[None]] = []
-
-    async def serve() -> None:
-        while True:
-            socket = WireSocket(await wire.accept())
-            conversations.append(asyncio.create_task(converse(socket, pool, LOCAL)))
-
-    serving, verifier = asyncio.create_task(serve()), WireVerifier(wire, cloud)
+    cloud = Cloud(lm, Wire(link, seed=seed, frame_bytes=MASKED_FRAME_BYTES), room=room)
+    verifier = WireVerifier(cloud, lm, resume_s)
     try:
         await verifier.connect()
-        yield verifier, wire
+        yield verifier, cloud
     finally:
         await verifier.close()
-        serving.cancel()
-        for task in conversations:
-            task.cancel()
-        await asyncio.gather(serving, *conversations, return_exceptions=True)
+        await cloud.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +297,11 @@ def spec_bench(lm: LocalLM, *, room: int) -> Iterator[Prompt]:
         yield Prompt(row["category"], " ".join(words))
 
 
+def origin(result: dict[str, Any]) -> str:
+    """Where numbers come from, for a table's head."""
+    return f"Commit {result['commit']}; {result['hardware']}."
+
+
 def bootstrap(
     values: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], float], *, draws: int = 2000
 ) -> tuple[float, float, float]:
@@ -272,8 +310,3 @@ def bootstrap(
     drawn = [statistic(rows[rng.integers(0, len(rows), len(rows))]) for _ in range(draws)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(statistic(rows)), float(low), float(high)
-
-
-def threads() -> int:
-    """Threads of this process that run Python."""
-    return threading.active_count()

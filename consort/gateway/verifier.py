@@ -95,9 +95,7 @@ class Pool:
         self._make_room()
         request = request_of(said.get("open"))
         writing = await self.lm.write(request, after=known)
-        answering = Answering(
-            secrets.token_hex(8), writing, key, _now_s(), list(known), first=len(known)
-        )
+        answering = Answering(secrets.token_hex(8), writing, key, _now_s(), list(known), first=len(known))
         self.answerings[answering.name] = answering
         answering.task = asyncio.create_task(self._write(answering))
         return answering
@@ -111,9 +109,8 @@ class Pool:
 
     def _make_room(self) -> None:
         for name, held in list(self.answerings.items()):
-            if held.listeners == 0 and (
-                held.ended or _now_s() - held.began_s > PARKED_S or len(self.answerings) >= self._room
-            ):
+            old = _now_s() - held.began_s > PARKED_S
+            if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
                 del self.answerings[name]
                 if held.task is not None:
                     held.task.cancel()
@@ -254,12 +251,16 @@ class _Connection:
                 await answering.news.wait()
 
     def _draft(self, number: int, data: bytes) -> None:
-        """A draft for an answer that may have ended meanwhile."""
+        """A draft for an answer that may have ended meanwhile. One that cannot be read is no worse than none:
+        the answer goes on."""
         answering = self._answerings.get(number)
         if answering is None:
             return
-        begins, draft = unpack_draft(data, self._pool.bits, written=len(answering.answer))
         answering.drafts += 1
+        try:
+            begins, draft = unpack_draft(data, self._pool.bits, written=len(answering.answer))
+        except RequestError:
+            return
         if begins >= 0:
             answering.writing.draft(begins, draft)
 
