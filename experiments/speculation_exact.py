@@ -69,7 +69,7 @@ class Fixed(Pace):
     def pays(self) -> bool:
         return True
 
-    def shape(self) -> DraftShape:
+    def shape(self, *, ahead: bool = False) -> DraftShape:
         return DraftShape(depth=4 if self.width > 1 else 6, width=self.width, least=0.03, spread=self.spread)
 
 
@@ -131,7 +131,7 @@ async def besieged(verifier: Verifier, request: Request, rng: Random) -> Answere
             else:
                 writing.draft(begins, Draft(tokens, parents))
             messages += 1
-            await asyncio.sleep(rng.uniform(0, 0.03))
+            await asyncio.sleep(rng.uniform(0.01, 0.12))
 
     attacking = asyncio.create_task(attack())
     try:

@@ -178,8 +178,8 @@ def on_traces(bench: Bench, prompts: Sequence[Prompt], count: int) -> list[dict]
 
 
 def capacity(bench: Bench, prompts: Sequence[Prompt]) -> dict:
-    """Sixteen devices, each of which asks again when it has its answer: answers a second of one verifier, whose
-    pass over all of them takes as long as over one."""
+    """Sixteen devices, each of which asks again when it has its answer: answers a second of one verifier,
+    whose pass over all of them takes as long as over one."""
 
     async def fleet(*, drafting: bool) -> tuple[float, float]:
         cloud = zoo_lm("cloud", answers=DEVICES)
@@ -275,10 +275,10 @@ def as_markdown(result: dict) -> str:
     fleet, cpu, none = result["capacity"], result["verifier_cpu_ms"], result["hopeless"]
     lines += [
         "",
-        f"{fleet['devices']} devices at 50 ± 10 ms, temperature 0.6: {fleet['speculating_a_s']:.2f} answers a "
-        f"second against {fleet['streaming_a_s']:.2f} streaming, **{fleet['ratio']:.2f}** times as many. A pass "
-        f"of the bundled cloud over 16 rows takes {cpu['0']:.1f} ms of CPU, {cpu['8']:.1f} with 8 nodes each, "
-        f"{cpu['16']:.1f} with 16.",
+        f"{fleet['devices']} devices at 50 ± 10 ms, temperature 0.6: {fleet['speculating_a_s']:.2f} answers "
+        f"a second against {fleet['streaming_a_s']:.2f} streaming, **{fleet['ratio']:.2f}** times as many. "
+        f"A pass of the bundled cloud over 16 rows takes {cpu['0']:.1f} ms of CPU, {cpu['8']:.1f} with 8 "
+        f"nodes each, {cpu['16']:.1f} with 16.",
         "",
         f"Spec-Bench, temperature 1 (acceptance {none['acceptance']:.2f}, {none['tokens']:.0f} "
         f"tokens): {none['speed_up']:.2f} ({none['low']:.2f}, {none['high']:.2f}); worst {none['worst']:.2f}",

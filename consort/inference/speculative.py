@@ -138,7 +138,9 @@ class _Run:
         """Stop drafting and writing, whatever the end."""
         if self.task is not None:
             self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
+            (ended,) = await asyncio.gather(self.task, return_exceptions=True)
+            if isinstance(ended, Exception):  # of the drafter's code: not to be hidden by a whole answer
+                self.off = f"the drafter failed: {type(ended).__name__}"
         if self.drafting is not None:
             self.drafting.close()
         await self.writing.close()

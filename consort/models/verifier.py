@@ -327,7 +327,7 @@ class RemoteWriting:
                     await self._hear_taken()
                 return
             except (UpstreamError, TimeoutError):
-                if _now_s() > until_s:
+                if _now_s() + PAUSE_S > until_s:
                     raise self._failed("cannot be reached again") from None
                 await asyncio.sleep(PAUSE_S)
 
