@@ -3,9 +3,9 @@
 Virtual time, the code that serves: `takeover(speculate(...))` with a bundled edge model behind it. The link
 breaks at a random token, with a reset that both ends see, or silently, so that nothing arrives any more; for
 good, or for a moment. Measured: the longest wait for a piece of the answer after the fault, and whether the
-answer is the cloud's own where the cloud wrote it to the end. Then a cloud that restarts and knows no session,
-one that stops computing, one with all sessions taken; and thousands of sessions that are opened, closed,
-abandoned and broken, with what they leave behind. No message carries a time, so that two clocks are never compared.
+answer is the cloud's own. Then a cloud that restarts and knows no session, one that stops computing, one with
+all sessions taken; and thousands of sessions that are opened, closed, abandoned and broken, with what they
+leave behind. No message carries a time, so that two clocks are never compared.
 
     env OMP_NUM_THREADS=1 python experiments/speculation_faults.py [--faults 40] [--sessions 10000]
 """
@@ -34,12 +34,12 @@ from speculation_parts import (
     pace_engine,
     streamed,
     suite_prompts,
+    warm_pace,
     zoo_lm,
 )
 
 from consort.bench.simulate import Link, virtual_run
 from consort.errors import ConsortError
-from consort.inference.pace import Pace
 from consort.inference.speculative import speculate
 from consort.inference.takeover import takeover
 from consort.models.decoding.drafters import ModelDrafter
@@ -67,7 +67,7 @@ class Scene:
 
     async def answer(self, verifier: Verifier, request: Request, notes: list[Note], silence_s: float):
         drafter = ModelDrafter(self.proxy, self.cloud.tokenizer)
-        strategy = takeover(speculate(lambda cloud: (drafter, Pace(plain_tokens=8))), silence_s=silence_s)
+        strategy = takeover(speculate(lambda cloud: (drafter, warm_pace())), silence_s=silence_s)
         async for chunk in strategy(request, Consort((self.edge,), verifier, note=notes.append)):
             yield chunk
 

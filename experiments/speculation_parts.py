@@ -27,7 +27,7 @@ from consort.bench.suite import generate_suite
 from consort.config import RuntimeConfig
 from consort.gateway.keys import LOCAL
 from consort.gateway.verifier import Pool, converse
-from consort.inference.pace import Pace
+from consort.inference.pace import TRIAL_TOKENS, Pace, Rate
 from consort.inference.speculative import speculate
 from consort.models.decoding.engine import Engine
 from consort.models.decoding.lm import LocalLM
@@ -218,6 +218,11 @@ async def over_wire(
     finally:
         await verifier.close()
         await cloud.close()
+
+
+def warm_pace() -> Pace:
+    """A gateway's pace after its very first tokens, which it writes without drafts."""
+    return Pace(plain=Rate(TRIAL_TOKENS * STEP_S, TRIAL_TOKENS), plain_tokens=TRIAL_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

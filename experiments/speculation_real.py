@@ -39,13 +39,13 @@ from speculation_parts import (
     speculated,
     streamed,
     suite_prompts,
+    warm_pace,
     zoo_lm,
 )
 
 from consort.bench.simulate import Link, shaped_proxy
 from consort.config import Config
 from consort.gateway.serve import open_service, server_config
-from consort.inference.pace import Pace
 from consort.models.decoding.batch import Batch
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
@@ -168,7 +168,7 @@ async def count_bytes(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> d
         await verifier.connect()
         await asyncio.sleep(0.2)
         before = tap.up_bytes, tap.down_bytes
-        drafter, pace, told = ModelDrafter(proxy, verifier.tokenizer), Pace(plain_tokens=8), []
+        drafter, pace, told = ModelDrafter(proxy, verifier.tokenizer), warm_pace(), []
         for seed, prompt in enumerate(prompts):
             temperature = (0.0, 0.6, 1.0)[seed % 3]
             request = prompt.request(temperature=temperature, seed=seed, max_tokens=MAX_TOKENS)
@@ -205,7 +205,7 @@ async def through_cuts(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> 
     async with tapped(port, Random(0)) as (tap, verifier):
         drafter = ModelDrafter(proxy, (await verified(verifier)).tokenizer)
         for request, one in zip(requests, alone, strict=True):
-            other = await speculated(verifier, request, drafter, Pace(plain_tokens=8))
+            other = await speculated(verifier, request, drafter, warm_pace())
             equal += other.text == one.text and other.tokens == one.tokens
             resumed += other.told["resumed"]
             tokens += other.tokens
@@ -233,7 +233,7 @@ async def timed(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> list[di
     rows = []
     try:
         await verifier.connect()
-        drafter, pace = ModelDrafter(proxy, verifier.tokenizer), Pace(plain_tokens=8)
+        drafter, pace = ModelDrafter(proxy, verifier.tokenizer), warm_pace()
         for seed, prompt in enumerate(prompts):
             request = prompt.request(temperature=0.0, seed=seed, max_tokens=MAX_TOKENS)
             alone = await streamed(verifier, request)

@@ -38,11 +38,12 @@ from speculation_parts import (
     speculated,
     streamed,
     suite_prompts,
+    warm_pace,
     zoo_lm,
 )
 
 from consort.bench.simulate import Link, trace_link, virtual_run
-from consort.inference.pace import TRIAL_TOKENS, Pace
+from consort.inference.pace import Pace
 from consort.models.decoding.batch import Row
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
@@ -106,7 +107,7 @@ class Bench:
         for lm, step_s in ((self.cloud, STEP_S), (self.proxy, LEVEL_S)):
             pace_engine(lm, step_s)
         drafter = drafter or ModelDrafter(self.proxy, self.cloud.tokenizer)
-        pace, rows = pace or Pace(plain_tokens=TRIAL_TOKENS), []
+        pace, rows = pace or warm_pace(), []
         async with over_wire(self.cloud, link, resume_s=PATIENCE_S) as (verifier, _):
             for seed, prompt in enumerate(prompts, first):
                 request = prompt.request(temperature=temperature, seed=seed, max_tokens=MAX_TOKENS)
@@ -189,7 +190,7 @@ def capacity(bench: Bench, prompts: Sequence[Prompt]) -> dict:
         async def device(number: int) -> None:
             proxy = LocalLM(bench.proxy.model, answers=1, sessions=1)
             pace_engine(proxy, LEVEL_S)
-            drafter, pace = ModelDrafter(proxy, cloud.tokenizer), Pace(plain_tokens=TRIAL_TOKENS)
+            drafter, pace = ModelDrafter(proxy, cloud.tokenizer), warm_pace()
             async with over_wire(cloud, Link(0.05, 0.01, 20.0, 20.0), seed=number) as (verifier, _):
                 for seed, prompt in enumerate(prompts[number::DEVICES]):
                     request = prompt.request(temperature=0.6, seed=seed, max_tokens=MAX_TOKENS)

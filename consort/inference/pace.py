@@ -76,7 +76,9 @@ class Pace:
     def pays(self) -> bool:
         """Whether drafts make tokens come sooner, as far as is known."""
         plain_s, drafted_s = self.plain.token_s, self.drafted.token_s
-        if plain_s is None or drafted_s is None or self.drafted_tokens < JUDGED_TOKENS:
+        if plain_s is None or drafted_s is None:
+            return True
+        if self.plain_tokens < TRIAL_TOKENS or self.drafted_tokens < JUDGED_TOKENS:
             return True
         return drafted_s < WORTH * plain_s
 
@@ -100,7 +102,7 @@ class Pace:
         """A piece of so many tokens came so long after the one before; whether there was a draft of it, and
         whether drafts were wanted."""
         self.step_s = _averaged(self.step_s, seconds)
-        if not foreseen:
+        if not foreseen and tokens == 1:  # several were foreseen, if not by what is pending now
             self.plain.add(tokens, seconds)
             self.plain_tokens += tokens
         if drafting:
