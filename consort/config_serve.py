@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["gateway", "cloud"]
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
+MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class ServedModel:
     """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
 
     name: str = ""  # how it is called here; empty: its model's last part
-    model: str = ""  # Hub id, directory or zoo:NAME; with base_url, its name over there
+    model: str = ""  # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
@@ -27,7 +29,6 @@ class ServedModel:
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
     drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
-    sessions: int = 0  # texts of a model that runs here whose distributions others read, or that drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
 
 
@@ -43,7 +44,14 @@ class ServeConfig:
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
     alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
+    mix_kind: MixKind = "tuned"  # mix: llm + a (tuned proxy - its base); or a product, a mean, a contrast
+    mix_weight: float = 1.0  # mix: the a above
+    mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
+    mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
+    mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
+    llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
+    token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
@@ -58,6 +66,9 @@ class ServeConfig:
     allow_origin: str = ""  # a web page's origin that may call from a browser; empty: none
     tls_certificate: str = ""  # PEM file; with tls_key, the endpoint is https
     tls_key: str = ""  # PEM file
-    proxy: ServedModel = field(default_factory=ServedModel)  # the cloud's proxy on this device: it drafts
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
+    # the device's copy of the proxy, with its adapter: drafts for the cloud, judges answers for cascade, and
+    # steers a mixture by what the adapter adds
+    proxy: ServedModel = field(default_factory=ServedModel)
+    sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

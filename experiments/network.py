@@ -27,12 +27,12 @@ from provenance import commit, hardware
 
 from consort.bench.simulate import (
     Link,
-    Trace,
     Wire,
     precise_run,
     read_trace,
     shaped_proxy,
     take_precedence,
+    trace_link,
     virtual_run,
 )
 from consort.bench.simulate.proxy_process import ShapedProxy
@@ -77,15 +77,13 @@ def trace_links(count: int, seed: int) -> dict[str, Link]:
     found: dict[str, Link] = {}
     kinds = [sorted(folder.glob(f"{kind}_*")) for kind in ("3g", "puffer", "5g")]
     for kind in itertools.islice(itertools.cycle(kinds), count):
-        trace = read_trace(rng.choice(kind))
+        file = rng.choice(kind)
         while True:
-            start_s = rng.uniform(0, trace.length_s)
-            down = trace.since(start_s)
-            up = Trace(down.ends_s, tuple(rate / 4 for rate in down.mbit_s))
-            link = Link(0.05, 0.0, up, down)
+            start_s = rng.uniform(0, read_trace(file).length_s)
+            link = trace_link(file, rtt_s=0.05, start_s=start_s, up_share=0.25)
             if sum(map(sum, in_virtual_time(link, 0).values())) < LONGEST_S:
                 break
-        found[f"{trace.name} from second {start_s:.0f}"] = link
+        found[f"{file.name} from second {start_s:.0f}"] = link
     return found
 
 

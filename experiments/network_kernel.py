@@ -1,9 +1,9 @@
 """The link's model against the kernel's own TCP: the same conversations in virtual time, and between two
 network namespaces whose packets a process of ours delays, paces and drops (many kernels have no netem).
 
-That process knows nothing of `consort.bench.simulate`: it moves IP packets between two TUN devices, so hand
-shakes, acknowledgements, slow start, time-outs and resending are Linux's. Losses fall elsewhere than in the
-model, so sums over many repetitions are compared. Needs root and /dev/net/tun; Linux only.
+That process shares no code with the model: it moves IP packets between two TUN devices, so handshakes,
+acknowledgements, slow start, time-outs and resending are Linux's. Losses fall elsewhere than in the model,
+so means over many connections are compared. Needs root and /dev/net/tun; Linux only.
 
     env OMP_NUM_THREADS=1 python experiments/network_kernel.py [--repeats 10]
 """

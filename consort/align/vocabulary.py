@@ -98,6 +98,10 @@ class Vocabulary:
         encoder = self._encoder if beginning else self._inner_encoder
         return list(encoder.encode(_checked(text), add_special_tokens=False).ids)
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of `text` inside a longer one, behind a place where a token ends: no space before it."""
+        return list(self._inner_encoder.encode(_checked(text), add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens, and without the space that encoding puts before the first
         word.

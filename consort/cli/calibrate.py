@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
+    parser.add_argument("outcomes", type=Path, help='JSONL: {"prompt", "scores": {model: score}, "answers"?}')
     add_pair_arguments(parser)
     parser.add_argument(
         "--goal", action="append", default=[], metavar="GOAL", help="may be given more than once"
@@ -41,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """The outcomes, the two models and their prices, as `consort bench` takes them too."""
-    parser.add_argument("outcomes", type=Path, help='JSONL: {"prompt", "scores": {model: score}, "answers"?}')
+    """The two models of the outcomes and their prices, as `consort bench` takes them too."""
     parser.add_argument(
         "--small", default="", metavar="NAME", help="default: of two models, the one that scores less"
     )

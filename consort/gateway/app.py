@@ -6,21 +6,23 @@ request.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import Any
 
 import orjson
 
 from consort.errors import AccessError, ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
+from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
 from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
+from consort.gateway.openapi import description
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service
@@ -30,11 +32,7 @@ from consort.types import Request
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
-POLICY = (
-    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    b"img-src data:; base-uri 'none'; form-action 'none'"
-)
-HTML: Headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY)]
+HTML = (b"content-type", b"text/html; charset=utf-8")
 
 
 def create_app(service: Service) -> App:
@@ -69,7 +67,8 @@ class _Gateway:
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
-            "/": lambda: (HTML, files("consort.gateway").joinpath("dashboard.html").read_bytes()),
+            "/openapi.json": lambda: (JSON, orjson.dumps(description())),
+            "/": self._dashboard,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +90,7 @@ class _Gateway:
         parse_body = self._posts.get(path)
         if parse_body is not None and method == "POST":
             key = self._enter(scope)
-            asked, form = parse_body(await self._body(scope, receive))
+            asked, form = parse_body(await self._body(receive))
             exchange = self._service.begin(asked, key)
             shape: Form = form(exchange)
             await answer(exchange, shape, receive, send, self._cors())
@@ -104,13 +103,15 @@ class _Gateway:
                 404, RequestError("nothing is served here", where=path[:100], hint="see /v1/models")
             )
         elif shown is None or method not in ("GET", "HEAD"):
-            allowed = "POST" if shown is None else "GET"
-            raise _status(405, RequestError(f"only {allowed} is served here", where=path[:100]))
+            raise _status(405, RequestError(f"only {self._allowed(path)} is served here", where=path[:100]))
         else:
             if path not in self._open:
                 self._enter(scope)
             headers, body = shown()
-            await self._plain(send, 200, headers, b"" if method == "HEAD" else body)
+            await self._plain(send, 200, headers, body, is_shown=method == "GET")
+
+    def _allowed(self, path: str) -> str:
+        return "POST" if path in self._posts else "GET, HEAD"
 
     async def _sessions(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A drafter's connection; closed before it is open where it may not be."""
@@ -144,7 +145,14 @@ class _Gateway:
             raise _status(403, AccessError("pages of other sites may not ask here", hint=hint))
         return key
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._service.config.deadline_s):
+                return await self._whole_body(receive)
+        except TimeoutError:
+            raise _status(408, RequestError("the request did not come whole in time")) from None
+
+    async def _whole_body(self, receive: Receive) -> bytes:
         limit = self._service.config.max_body_kb << 10
         parts, size, more = [], 0, True
         while more:
@@ -166,6 +174,10 @@ class _Gateway:
         return parse_chat(body, defaults=self._defaults, unsaid=self._unsaid)
 
     # ---- what is shown
+
+    def _dashboard(self) -> tuple[Headers, bytes]:
+        html, policy = page()
+        return [HTML, (b"content-security-policy", policy)], html
 
     def _models(self) -> tuple[Headers, bytes]:
         rows = [self._model_row(name) for name in self._service.names()]
@@ -202,15 +214,21 @@ class _Gateway:
         is_ollama = scope["path"].startswith("/api/")
         body = orjson.dumps({"error": str(error)}) if is_ollama else error_object(error)
         more: Headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
+        if error.http_status == 405:
+            more.append((b"allow", self._allowed(scope["path"]).encode()))
+        if error.http_status in (408, 413):  # the rest of the request is not read
+            more.append((b"connection", b"close"))
         if error.http_status in (429, 503):
             more.append((b"retry-after", b"1"))
         await self._plain(send, error.http_status, JSON + more, body)
 
-    async def _plain(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+    async def _plain(
+        self, send: Send, status: int, headers: Headers, body: bytes, *, is_shown: bool = True
+    ) -> None:
         told = [*headers, (b"content-length", b"%d" % len(body)), *self._cors()]
         told.append((b"x-content-type-options", b"nosniff"))
         await send({"type": "http.response.start", "status": status, "headers": told})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": body if is_shown else b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Starting is done before; stopping gives connections and ledger back."""
@@ -226,7 +244,8 @@ class _Gateway:
 
 async def close(service: Service) -> None:
     """Give back what the service holds: the models' connections, the ledger."""
-    for lm in service.models:
+    guides = (service.guides.base,) if service.guides else ()  # the tuned one is the proxy
+    for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *guides):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

@@ -13,8 +13,9 @@ import queue
 import sqlite3
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 import orjson
@@ -54,12 +55,13 @@ class Row:
 
 
 COLUMNS = tuple(Row.__dataclass_fields__)
-NESTED = frozenset({"spans", "calls", "notes", "redactions"})
+OF_ROW, OF_LINE = attrgetter(*COLUMNS), itemgetter(*COLUMNS)
 SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS requests ({', '.join(COLUMNS)}, PRIMARY KEY (id))",
     "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (at)",
 )
-INSERT = f"INSERT OR IGNORE INTO requests VALUES ({', '.join('?' * len(COLUMNS))})"
+PLACES = f"({', '.join('?' * len(COLUMNS))})"
+ROWS_AT_ONCE = 32  # each statement hands Python's lock over twice, and requests wait for it
 
 
 class Ledger:
@@ -79,7 +81,7 @@ class Ledger:
             raise ConsortError("another gateway writes here", where=str(folder), hint=hint) from None
         self._database = _opened(self.path)
         self._take_in()
-        self._queue: queue.SimpleQueue[bytes | Path | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Row | Path | None] = queue.SimpleQueue()
         self._number = 0
         self._spool, self._spooled = self._new_spool(), 0
         self._warned = False
@@ -94,7 +96,7 @@ class Ledger:
             os.write(self._spool, line)
         except OSError as error:  # a full disk must not cost the client its answer
             self._warn(error)
-        self._queue.put(line)
+        self._queue.put(row)
         self._spooled += len(line)
         if self._spooled > SPOOL_BYTES:
             full = self._spool_path()
@@ -126,8 +128,7 @@ class Ledger:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             try:
-                with self._database:
-                    self._database.executemany(INSERT, [_values(x) for x in batch if isinstance(x, bytes)])
+                self._store([OF_ROW(item) for item in batch if isinstance(item, Row)])
             except sqlite3.Error as error:  # the rows stay in their spool
                 self._warn(error)
                 continue
@@ -155,9 +156,15 @@ class Ledger:
         """Rows of spools whose process is gone; a line that was cut off by a crash of the machine is left."""
         for spool in sorted(self._folder.glob("ledger.*.spool")):
             lines = spool.read_bytes().split(b"\n")[:-1]
-            with self._database:
-                self._database.executemany(INSERT, [_values(line) for line in lines])
+            self._store([OF_LINE(orjson.loads(line)) for line in lines])
             spool.unlink()
+
+    def _store(self, rows: Sequence[tuple[object, ...]]) -> None:
+        with self._database:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                statement = f"INSERT OR IGNORE INTO requests VALUES {', '.join([PLACES] * len(part))}"
+                self._database.execute(statement, [_stored(value) for row in part for value in row])
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -175,6 +182,5 @@ def _opened(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _values(line: bytes) -> list[object]:
-    row = orjson.loads(line)
-    return [orjson.dumps(row[c]).decode() if c in NESTED else row[c] for c in COLUMNS]
+def _stored(value: object) -> object:
+    return orjson.dumps(value).decode() if isinstance(value, (tuple, list, dict)) else value

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, cast
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
+from consort.inference.mixture import Guides
 from consort.models import zoo
+from consort.models.gguf.file import SUFFIX, is_gguf
 from consort.types import LM, DraftedLM, Drafter
 
 if TYPE_CHECKING:
     from consort.align import Vocabulary
 
+if TYPE_CHECKING:
+    from consort.models.decoding.lm import Decodable
+
+SPARE = 1  # sessions that a hang-up may still hold when the next answer begins
 BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}") for name in zoo.EDGES)
 BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}")
 BUNDLED_PROXY = ServedModel(name="proxy", model=f"zoo:{zoo.PROXY}")
-SESSIONS = 4  # of a proxy that drafts, and of a cloud whose distributions others read
 
 
 def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
@@ -42,22 +47,28 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
         raise ConfigError(
             "the cloud's role needs a model that runs here", where="serve.cloud", hint='model = "..."'
         )
-    return (), replace(named[-1], sessions=cloud.sessions or SESSIONS)
+    return (), named[-1]
 
 
-def served_proxy(config: Config) -> ServedModel:
-    """The model that drafts for the cloud; without a name where there is none."""
-    proxy, has_own = config.serve.proxy, config.serve.edges or config.serve.cloud.model or config.devices
-    if config.serve.role == "cloud" or (not proxy.model and (has_own or config.cloud.model)):
-        return ServedModel()
-    chosen = _named(proxy) if proxy.model else BUNDLED_PROXY
-    return replace(chosen, answers=1, sessions=chosen.sessions or SESSIONS)
+def load_proxy(config: Config) -> LM | None:
+    """The device's proxy, which drafts for the cloud and foresees it; the bundled consort brings its own, any
+    other names one or has none."""
+    serve, proxy = config.serve, config.serve.proxy
+    if serve.role == "cloud" or (not proxy.model and served(config)[1] != BUNDLED_CLOUD):
+        return None
+    chosen = replace(_named(proxy) if proxy.model else BUNDLED_PROXY, answers=1)
+    if chosen.base_url:
+        raise ConfigError("the proxy runs here", where="serve.proxy", hint="name a model, no base_url")
+    return load_lm(chosen, config.runtime, sessions=serve.sessions + SPARE)
 
 
-def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    """An endpoint where there is a base_url, else a model on this machine."""
+def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) -> LM:
+    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`."""
     if not model.base_url:
-        return _load_local(model, runtime)
+        from consort.models.decoding.lm import LocalLM
+
+        loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
+        return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
     from consort.models.remote import Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -89,19 +100,36 @@ def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    # torch is loaded here and nowhere before: a gateway before endpoints does without it
-    from consort.models.decoding.lm import LocalLM
+def load_guides(config: Config, proxy: LM | None) -> Guides | None:
+    """The proxy with its adapter and without, which steer a mixture; None where no tuned proxy is served."""
+    model = config.serve.proxy
+    if proxy is None or not model.adapter:
+        return None
+    base = replace(_named(model), adapter="", answers=1, name=f"{proxy.name}-base")
+    return Guides(proxy, load_lm(base, config.runtime, sessions=config.serve.sessions))
+
+
+def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    # torch is loaded here and nowhere before: a gateway before endpoints or GGUF files does without it
     from consort.training.tuned import load_tuned
 
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    return LocalLM(
-        loaded, answers=model.answers, sessions=model.sessions, context_tokens=model.context_tokens
-    )
+    return loaded
+
+
+def _load_gguf(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    if model.adapter:
+        hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
+        raise ConfigError("an adapter cannot be put on a GGUF file", where=model.name, hint=hint)
+    from consort.models.gguf.model import load_gguf
+
+    return load_gguf(model.model, runtime=runtime, chat_template=model.chat_template, name=model.name)
 
 
 def _named(model: ServedModel) -> ServedModel:
     name = model.name or model.model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    if not model.name and is_gguf(name):
+        name = name[: -len(SUFFIX)]
     return replace(model, name=name)

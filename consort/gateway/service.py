@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConsortError, LimitError, UnknownModelError
+from consort.gateway.deferring import unable
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.loading import drafter_of
@@ -23,7 +24,9 @@ from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import Shelf
-from consort.inference.metering import Call, Gauge, Metered, Side
+from consort.inference.metering import Call, Gauge, Side, metered
+from consort.inference.mixing_weights import Learned
+from consort.inference.mixture import Guides
 from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.inference.streams import Closing
@@ -50,11 +53,14 @@ class Service:
     prices: Mapping[str, ServedModel] = field(default_factory=dict)
     before: Scorer = brevity
     after: Scorer = confidence
+    deferral: Strategy = unable
+    proxy: LM | None = None  # which drafts, and which the scorers hear
+    guides: Guides | None = None
+    mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
     recent: deque[Row] = field(default_factory=lambda: deque(maxlen=RECENT))
-    proxy: LM | None = None
     drafters: dict[str, tuple[Drafter, Pace]] = field(default_factory=dict)  # by the cloud they draft for
     pool: Pool | None = None  # of drafters' sessions, for the cloud's role
     in_flight: int = 0
@@ -128,7 +134,16 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure, self._drafter)
+        return Means(
+            self.before,
+            self.after,
+            shelf,
+            measure,
+            self._drafter,
+            self.deferral,
+            self.guides,
+            self.mixing,
+        )
 
     def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
         """The proxy, or what stood in the request before; measured with each cloud apart."""
@@ -151,7 +166,7 @@ class Exchange:
     key: Key
     strategy_name: str
     strategy: Strategy
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(16)}")
     at: float = field(default_factory=time.time)
     began_s: float = field(default_factory=time.monotonic)
     calls: list[Call] = field(default_factory=list)
@@ -205,8 +220,8 @@ class Exchange:
         authors = {span[0] for span in self.spans}
         return str(authors.pop()) if len(authors) == 1 else self.asked.model
 
-    def _metered(self, lm: LM, side: Side) -> Metered:
-        return Metered(lm, side, self.service.gauge(lm), self.calls)
+    def _metered(self, lm: LM, side: Side) -> LM:
+        return metered(lm, side, self.service.gauge(lm), self.calls)
 
     def _span(self, chunk: Chunk) -> None:
         if chunk.anew:

@@ -95,7 +95,9 @@ class Pool:
         self._make_room()
         request = request_of(said.get("open"))
         writing = await self.lm.write(request, after=known)
-        answering = Answering(secrets.token_hex(8), writing, key, _now_s(), list(known), first=len(known))
+        answering = Answering(
+            secrets.token_hex(8), writing, key, time.monotonic(), list(known), first=len(known)
+        )
         self.answerings[answering.name] = answering
         answering.task = asyncio.create_task(self._write(answering))
         return answering
@@ -109,7 +111,7 @@ class Pool:
 
     def _make_room(self) -> None:
         for name, held in list(self.answerings.items()):
-            old = _now_s() - held.began_s > PARKED_S
+            old = time.monotonic() - held.began_s > PARKED_S
             if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
                 del self.answerings[name]
                 if held.task is not None:
@@ -141,7 +143,7 @@ class Pool:
 
     def _row(self, answering: Answering, outcome: str) -> Row:
         written = len(answering.answer) - answering.first
-        seconds = round(_now_s() - answering.began_s, 6)
+        seconds = round(time.monotonic() - answering.began_s, 6)
         prompt_tokens, name = answering.writing.prompt_tokens, self.lm.name
         cost = self.service.price(name, prompt_tokens, written)
         return Row(
@@ -342,8 +344,3 @@ class AsgiSocket:
 
 class LeftError(ConnectionError):
     """The other end has left."""
-
-
-def _now_s() -> float:
-    """By the loop's clock, which a simulation owns."""
-    return asyncio.get_running_loop().time()

@@ -13,11 +13,24 @@ from typing import Literal, cast
 
 from consort.errors import ConsortError
 from consort.inference.streams import Closing
-from consort.types import LM, Chunk, Draft, DraftedLM, Request, Tokenizer, Writing, Written
+from consort.types import (
+    LM,
+    Chunk,
+    Draft,
+    DraftedLM,
+    Request,
+    Session,
+    Tokenizer,
+    TokenLM,
+    TopK,
+    Writing,
+    Written,
+)
 
 Side = Literal["edge", "cloud"]
 MEMORY = 0.2  # weight of the newest measurement in a gauge's averages
 BYTES_PER_TOKEN = 4  # of text, where a model does not count its tokens
+BYTES_PER_ID = 2  # of a token sent to a session
 
 
 @dataclass(slots=True)
@@ -172,6 +185,74 @@ def _ended(call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
         gauge.tokens += call.completion_tokens
         gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
         gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
+
+
+class MeteredSessions(Metered):
+    """A white box whose sessions are written down too, each as a call; gauges know answers only."""
+
+    __slots__ = ("_white_box",)
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        side: Side,
+        gauge: Gauge,
+        calls: list[Call],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(lm, side, gauge, calls, clock)
+        self._white_box = lm
+
+    def open(self, request: Request) -> tuple[Session, TopK]:
+        """The model's own session."""
+        call = Call(self.name, self._side, sent_bytes(request), self._clock())
+        self._calls.append(call)
+        call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
+        try:
+            session, first = self._white_box.open(request)
+        except ConsortError as error:
+            call.outcome = error.code
+            raise
+        call.first_s = self._clock() - call.began_s
+        return _MeteredSession(session, call, self._clock), first
+
+
+class _MeteredSession:
+    """A session whose tokens are counted; used by one thread at a time, as any."""
+
+    __slots__ = ("_call", "_clock", "_session")
+
+    def __init__(self, session: Session, call: Call, clock: Callable[[], float]) -> None:
+        self._session, self._call, self._clock = session, call, clock
+
+    def extend(self, ids: Sequence[int]) -> list[TopK]:
+        call = self._call
+        call.sent_bytes += BYTES_PER_ID * len(ids)
+        try:
+            found = self._session.extend(ids)
+        except ConsortError as error:
+            call.outcome = error.code
+            raise
+        # a look is asked for the token it writes; what it catches up with beside the last one is read
+        call.completion_tokens += 1
+        call.prompt_tokens += len(ids) - 1
+        return found
+
+    def rewind(self, num_tokens: int) -> None:
+        self._session.rewind(num_tokens)
+
+    def close(self) -> None:
+        self._session.close()
+        self._call.answer_s = self._clock() - self._call.began_s
+        if self._call.outcome == "left":
+            self._call.outcome = "done"
+
+
+def metered(lm: LM, side: Side, gauge: Gauge, calls: list[Call]) -> LM:
+    """The model with its calls written down, a white box where it is one."""
+    if hasattr(lm, "open"):
+        return MeteredSessions(cast("TokenLM", lm), side, gauge, calls)
+    return Metered(lm, side, gauge, calls)
 
 
 def sent_bytes(request: Request) -> int:

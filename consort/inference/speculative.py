@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
@@ -24,7 +25,7 @@ from consort.inference.pace import Pace
 from consort.inference.single import answered_by, cloud_of
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.text import TextWriter
-from consort.models.drafts import NOTHING, below, child, depths, first_path, joined
+from consort.models.drafts import NOTHING, below, child, depths, first_path, is_sound, joined
 from consort.types import (
     Chunk,
     Consort,
@@ -109,9 +110,9 @@ class _Run:
         else:
             self.off = "did not pay lately"
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
-        before_s = _now_s()
+        before_s = time.monotonic()
         async for written in self.writing.written():
-            now_s = _now_s()
+            now_s = time.monotonic()
             if self.pieces and written.ids:  # the first came after the prompt was read
                 drafting = not (self.off or self.pace.is_trial())
                 foreseen = bool(self.pending.ids)
@@ -158,6 +159,9 @@ class _Run:
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
             "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
+            "temperature": self.request.temperature,
+            "top_p": self.request.top_p,
+            "max_tokens": self.request.max_tokens,
             "passes": self.pieces,
             "drafted": self.drafted,
             "accepted": self.accepted,
@@ -218,10 +222,10 @@ class _Run:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
         believed = [*self.answer, *self._path()]
-        began_s = _now_s()
+        began_s = time.monotonic()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
-        took_s = _now_s() - began_s
-        if not draft.ids:
+        took_s = time.monotonic() - began_s
+        if not draft.ids or not is_sound(draft, self.vocabulary.size):
             return False
         self.pace.levels(1 + max(depths(draft.parents)), took_s)
         held = self.pending
@@ -258,8 +262,3 @@ def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]
     ]
     for place, (text, author) in enumerate(runs):
         yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")
-
-
-def _now_s() -> float:
-    """By the loop's clock, which a simulation owns."""
-    return asyncio.get_running_loop().time()

@@ -24,10 +24,12 @@ def is_chain(parents: Sequence[int]) -> bool:
     return tuple(parents) == tuple(range(-1, len(parents) - 1))
 
 
-def is_tree(draft: Draft) -> bool:
-    """Whether each node stands below an earlier one, or below the answer."""
-    return len(draft.ids) == len(draft.parents) and all(
-        -1 <= parent < node for node, parent in enumerate(draft.parents)
+def is_sound(draft: Draft, vocabulary_size: int) -> bool:
+    """Whether each node is a token, and stands below an earlier one or below the answer."""
+    return (
+        len(draft.ids) == len(draft.parents)
+        and all(-1 <= parent < node for node, parent in enumerate(draft.parents))
+        and all(0 <= token < vocabulary_size for token in draft.ids)
     )
 
 

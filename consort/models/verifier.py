@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -133,7 +134,7 @@ class _Link:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.broken = False
         self.rtt_s = 0.0
-        self.heard_s = _now_s()
+        self.heard_s = time.monotonic()
         self._socket = socket
         self._numbers = itertools.count(1)
         self._heard: dict[int, asyncio.Queue[Payload | UpstreamError]] = {}
@@ -157,7 +158,7 @@ class _Link:
 
     def ping(self) -> None:
         """Measure the round trip."""
-        self._pinged_s = _now_s()
+        self._pinged_s = time.monotonic()
         self.say(CONTROL, 1)
 
     def forget(self, session: int) -> None:
@@ -191,15 +192,15 @@ class _Link:
 
     def listen(self) -> None:
         """Nothing was heard for a while: ask, and break off where nobody answers."""
-        if _now_s() - self.heard_s > max(SILENT_S, 2.5 * self.rtt_s):
+        if time.monotonic() - self.heard_s > max(SILENT_S, 2.5 * self.rtt_s):
             self._break()
         else:
             self.ping()
 
     def _hear(self, session: int, payload: Payload) -> None:
-        self.heard_s = _now_s()
+        self.heard_s = time.monotonic()
         if session == CONTROL:
-            self.rtt_s = _now_s() - self._pinged_s
+            self.rtt_s = time.monotonic() - self._pinged_s
         elif (heard := self._heard.get(session)) is not None:
             heard.put_nowait(payload)
 
@@ -322,12 +323,12 @@ class RemoteWriting:
         self.resumed += 1
         while True:
             try:
-                async with asyncio.timeout(max(PAUSE_S, until_s - _now_s())):
+                async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
                     await self.ask()
                     await self._hear_taken()
                 return
             except (UpstreamError, TimeoutError):
-                if _now_s() + PAUSE_S > until_s:
+                if time.monotonic() + PAUSE_S > until_s:
                     raise self._failed("cannot be reached again") from None
                 await asyncio.sleep(PAUSE_S)
 
@@ -401,8 +402,3 @@ def _told(error: Mapping[str, Any], name: str) -> ConsortError:
     """An error that the cloud told us: the request's own, or the cloud's."""
     kind = RequestError if error.get("code") == RequestError.code else UpstreamError
     return kind(str(error.get("message", "failed"))[:300], where=name)
-
-
-def _now_s() -> float:
-    """By the loop's clock, which a simulation owns."""
-    return asyncio.get_running_loop().time()

@@ -5,13 +5,11 @@ from consort.bench.simulate.clock import (
     Processor,
     VirtualLoop,
     held_clock,
-    precise_loop,
-    precise_run,
     sleep_until,
-    take_precedence,
     virtual_run,
 )
 from consort.bench.simulate.link import Arrival, Lane, Link, trace_link
+from consort.bench.simulate.precise import precise_loop, precise_run, take_precedence
 from consort.bench.simulate.proxy import Shaper
 from consort.bench.simulate.proxy_process import ShapedProxy, shaped_proxy
 from consort.bench.simulate.trace import Trace, read_trace

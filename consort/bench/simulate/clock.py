@@ -1,17 +1,17 @@
 """A clock that jumps: an asyncio loop on which waiting takes no time, so that real async code runs a
 simulated hour in a moment, and always in the same order.
 
-Where nothing is ready, `time()` moves to the next timer. Code that runs here asks the loop for the time, not
-`time.monotonic()`, and states what computing costs (`Processor.spend`): real computing costs nothing on this
-clock, also in a thread it hands work to. Real sockets do not belong here: `wire` has connections in memory.
+Where nothing is ready, the time moves to the next timer's. Code that runs here states what computing costs
+(`Processor.spend`): real computing costs nothing on this clock, also in a thread that it hands work to. Real
+sockets do not belong here: `wire` has connections in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import selectors
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -126,31 +126,23 @@ class _Jumping(selectors.SelectSelector):
 
 
 def virtual_run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in virtual time, from second 0, as `asyncio.run` does in real time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    """Run `main` in virtual time, from second 0, as `asyncio.run` does in real time.
+
+    Code that measures itself is not left out: `time.monotonic` and `time.perf_counter` tell virtual seconds
+    until this returns, in every thread of the process, wherever they are called by these two names.
+    """
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner, _told_by(runner.get_loop().time):
         return runner.run(main)
 
 
-def precise_run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in real time with timers that are right to about 0.1 ms: the usual loops round each wait up
-    to a whole millisecond. Up to 1,000 open files."""
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
-        return runner.run(main)
-
-
-def precise_loop() -> asyncio.SelectorEventLoop:
-    """A loop on `select`, which takes microseconds where `epoll` takes milliseconds."""
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-
-def take_precedence() -> bool:
-    """Put this process before all ordinary work on the machine, so that it wakes when it should. For what
-    mostly waits: a proxy, a measuring client. False where the system forbids it (on Linux it takes root)."""
+@contextmanager
+def _told_by(clock: Callable[[], float]) -> Iterator[None]:
+    real = time.monotonic, time.perf_counter
+    time.monotonic = time.perf_counter = clock
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except (AttributeError, PermissionError):
-        return False
-    return True
+        yield
+    finally:
+        time.monotonic, time.perf_counter = real
 
 
 async def sleep_until(at_s: float) -> None:

@@ -96,7 +96,7 @@ class Lane:
             passed += size + link.header_bytes
             # reckoned from where the segments follow one another, so that rounding does not add up
             self._free_s = self._finish_s(from_s, passed)
-            sent_s = self._sent_s(self._free_s, num_following=len(sizes) - 1 - index)
+            sent_s = self._sent_s(self._free_s, told=index + DUPLICATES < len(sizes))
             if sent_s > self._free_s:
                 self._window.lost(self._free_s, sent_s + link.rtt_s)
             late_s = self._rng.uniform(-link.jitter_s, link.jitter_s) if link.jitter_s else 0.0
@@ -105,18 +105,21 @@ class Lane:
             arrivals.append(Arrival(self._last_s, size))
         return arrivals
 
-    def _sent_s(self, left_s: float, num_following: int) -> float:
+    def _sent_s(self, left_s: float, *, told: bool) -> float:
         """When the copy that is not lost leaves: the first; a second as soon as later segments have told of
         the loss; else one after a time-out, which doubles (RFC 6298, 5.5)."""
-        link, sent_s, wait_s = self._link, left_s, self._link.rto_s
-        if not link.loss or self._rng.random() >= link.loss:
-            return sent_s
-        told = num_following >= DUPLICATES
-        sent_s += link.rtt_s if told else wait_s
-        while self._rng.random() < link.loss:
-            wait_s *= 2
+        link = self._link
+        if not self._is_lost():
+            return left_s
+        sent_s = left_s + (link.rtt_s if told else link.rto_s)
+        wait_s = link.rto_s if told else 2 * link.rto_s
+        while self._is_lost():
             sent_s += wait_s
+            wait_s *= 2
         return sent_s
+
+    def _is_lost(self) -> bool:
+        return self._link.loss > 0 and self._rng.random() < self._link.loss
 
 
 def segments(num_bytes: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Actual traffic shaped by a link: a TCP proxy on loopback that hands on each byte when the model says.
 
-Runs on the loop it is started from, which should be precise (`clock.precise_loop`) and have nothing else to
+Runs on the loop it is started from, which should be precise (`precise.precise_loop`) and have nothing else to
 do; `proxy_process` gives it a process of its own. A connection through it costs one round trip before the
 first byte. Does not look into what it carries.
 """
@@ -128,6 +128,11 @@ class Shaper:
         """Listen on a free port of this machine alone."""
         self._server = await self.loop.create_server(lambda: _Side(self, "up"), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open, each side for itself."""
+        return len(self._sides)
 
     def reshape(self, link: Link, *, seed: int = 0) -> None:
         """Another link from now on, its seconds begun anew; connections and what is queued stay."""

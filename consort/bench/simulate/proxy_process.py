@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consort.bench.simulate.clock import precise_run, take_precedence
 from consort.bench.simulate.link import Link
+from consort.bench.simulate.precise import precise_run, take_precedence
 from consort.bench.simulate.proxy import Shaper
 from consort.bench.simulate.trace import Trace
 

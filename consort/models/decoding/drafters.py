@@ -146,7 +146,7 @@ class OtherTokens(_Session):
         added = b"".join(pieces)
         if not text and self._beginning and self._own.adds_space:
             added = added.removeprefix(b" ")
-        whole = text + added.decode(errors="ignore")
+        whole = text + _decodable(added)
         if whole == text:
             return []
         end = len(text.encode())
@@ -166,3 +166,11 @@ class OtherTokens(_Session):
             return raw.decode()
         except UnicodeDecodeError:
             return None
+
+
+def _decodable(raw: bytes) -> str:
+    """The text that bytes begin with: up to half a character, or to what is none."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        return raw[: error.start].decode()

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from consort.errors import ModelError
@@ -133,6 +133,8 @@ class Engine:
             if not drafting.done.set_running_or_notify_cancel():
                 return
             if row in self._held:
+                if not self._batch.network.branches:
+                    growing.shape = replace(growing.shape, width=1)
                 self._draftings.append(drafting)
             else:
                 drafting.done.set_exception(ModelError("the session is closed"))

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeAlias
 
-from consort.errors import ModelError
+from consort.errors import ContextFullError, ModelError
 from consort.models.decoding.batch import Batch, Network, Row, Token, top_k
 from consort.models.decoding.drafting import Growing
 from consort.models.decoding.engine import Engine, Listener
 from consort.models.decoding.prompt import Reader, begun_text, prompt_ids
 from consort.models.decoding.sampling import Logits, Sampling
 from consort.models.decoding.text import TextWriter
-from consort.models.drafts import is_tree
+from consort.models.drafts import is_sound
 from consort.types import Capability, Chunk, Draft, Request, TokenLogprob, TopK, Usage, Written
 
 News: TypeAlias = "Chunk | Written | ModelError"
@@ -249,7 +249,7 @@ class LocalWriting:
 
     def draft(self, begins: int, draft: Draft) -> None:
         """Say what may come after the answer's first `begins` tokens. What is no draft is left out."""
-        if is_tree(draft) and all(0 <= token < self._vocabulary_size for token in draft.ids):
+        if is_sound(draft, self._vocabulary_size):
             self._engine.take(self._row, begins, draft)
 
     async def close(self) -> None:
@@ -273,7 +273,9 @@ class LocalSession:
         if not all(0 <= index < self._vocabulary_size for index in ids):
             raise ModelError(f"ids run from 0 to {self._vocabulary_size - 1}")
         if self._row.filled + len(ids) > self._context_tokens:
-            raise ModelError(f"the session would be longer than its context of {self._context_tokens} tokens")
+            raise ContextFullError(
+                f"the session would be longer than its context of {self._context_tokens} tokens"
+            )
         self._text[self._row.filled :] = ids
         logits: Future[Logits] = self._engine.extend(self._row, list(ids))
         return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consort.align import Vocabulary
+from consort.types import TopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,18 @@ def coupled(logits_RV: Logits, samplings: Sequence[Sampling], positions: Sequenc
     draws = [(sampling.seed, position) for sampling, position in zip(samplings, positions, strict=True)]
     scores_RV += gumbel(draws, keys)
     return scores_RV
+
+
+def pick(distribution: TopK, sampling: Sampling, position: int, keys: Keys) -> int:
+    """One token of those listed: where that is the whole vocabulary, the one that `choose` takes."""
+    order = np.argsort(distribution.ids)  # among equals the smallest id is taken
+    ids, scores = distribution.ids[order], distribution.logprobs[order].astype(np.float64)
+    if sampling.temperature > 0:
+        scores = scores / sampling.temperature
+        if sampling.top_p < 1:
+            scores = _nucleus(scores[None], np.array([[sampling.top_p]]))[0]
+        scores = scores + gumbel([(sampling.seed, position)], keys[ids])[0]
+    return int(ids[int(scores.argmax())])
 
 
 def float64(logits: Logits) -> Scores:

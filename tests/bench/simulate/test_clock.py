@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from consort.bench.simulate.clock import (
     Processor,
-    VirtualLoop,
     held_clock,
-    precise_run,
     sleep_until,
     virtual_run,
 )
@@ -52,6 +50,23 @@ def test_a_day_of_waiting_and_a_deadline_within_it_take_no_time() -> None:
         return now_s()
 
     assert virtual_run(main()) == 3600 + 30 * 86_400
+
+
+def test_code_that_measures_itself_is_told_virtual_seconds_and_nobody_else_is() -> None:
+    async def main() -> tuple[float, float]:
+        begun_s = time.monotonic(), time.perf_counter()
+        await asyncio.sleep(3600)
+        return time.monotonic() - begun_s[0], time.perf_counter() - begun_s[1]
+
+    async def fails() -> None:
+        raise LookupError
+
+    real = time.monotonic, time.perf_counter
+    assert virtual_run(main()) == (3600, 3600)
+    assert (time.monotonic, time.perf_counter) == real
+    with pytest.raises(LookupError):
+        virtual_run(fails())
+    assert (time.monotonic, time.perf_counter) == real
 
 
 def test_cancelled_timers_do_not_stop_the_clock() -> None:
@@ -113,13 +128,3 @@ def test_a_processor_does_one_thing_at_a_time_in_order() -> None:
         return await asyncio.gather(work(1), work(2), work(4)), processor.busy_s
 
     assert virtual_run(main()) == ([1, 3, 7], 7)
-
-
-def test_on_a_precise_loop_nothing_wakes_early() -> None:
-    async def main() -> bool:
-        assert not isinstance(asyncio.get_running_loop(), VirtualLoop)
-        at_s = now_s() + 0.003
-        await sleep_until(at_s)
-        return now_s() >= at_s - 1e-6
-
-    assert precise_run(main())

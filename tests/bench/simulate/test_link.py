@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from statistics import mean
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consort.bench.simulate.link import SEGMENT_BYTES, Lane, Link, Outages, lanes, segments
+from consort.bench.simulate.link import SEGMENT_BYTES, Lane, Link, Outages, lanes, segments, trace_link
 from consort.bench.simulate.trace import BYTES_PER_MBIT, Trace
 from consort.bench.simulate.window import INITIAL_SEGMENTS
 from consort.errors import ConfigError
@@ -87,6 +88,14 @@ def test_a_trace_of_one_rate_is_that_rate(rate: float, sizes: list[int]) -> None
     for num_bytes in sizes:
         expected = constant.send(0, num_bytes)[-1].at_s
         assert steps.send(0, num_bytes)[-1].at_s == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_link_of_a_trace_begins_where_it_is_told_and_sends_its_share(tmp_path: Path) -> None:
+    file = tmp_path / "ride"
+    file.write_text("1 8\n2 80\n")  # a byte a microsecond, then ten
+    up, down = lanes(trace_link(file, rtt_s=0.1, start_s=1.5, up_share=0.5), seed=0)
+    assert down.send(0, 9948)[-1].at_s == pytest.approx(0.05 + (9948 + 7 * 52) * 1e-7)
+    assert up.send(0.6, 948)[-1].at_s == pytest.approx(0.6 + 0.05 + 2e-3)
 
 
 @given(st.integers(0, 10**7))

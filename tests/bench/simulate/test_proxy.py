@@ -142,6 +142,31 @@ def test_a_cut_resets_the_client_and_the_next_connection_works() -> None:
     precise_run(main())
 
 
+def test_a_client_that_hangs_up_is_felt_by_the_server_and_leaves_nothing_behind() -> None:
+    ended: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(await reader.read(-1))
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        shaper = Shaper(Link(0.002), server.sockets[0].getsockname()[:2])
+        await shaper.start()
+        for _ in range(20):
+            _, writer = await dial(shaper)
+            writer.write(b"leaves")
+            writer.close()
+            await writer.wait_closed()
+        while len(ended) < 20 or shaper.num_connections:
+            await asyncio.sleep(0.001)
+        await shaper.close()
+        server.close()
+
+    precise_run(main())
+    assert ended == [b"leaves"] * 20
+
+
 def test_a_planned_break_comes_by_itself_and_an_outage_follows() -> None:
     async def main() -> None:
         async with shaped(Link(breaks_s=(0.05,), outage_s=math.inf)) as shaper:
