@@ -263,28 +263,41 @@ def as_markdown(result: dict) -> str:
             f"| {row['tokens_a_pass']:.2f} | {row['drafted_a_token']:.1f} | **{row['speed_up']:.2f}** "
             f"({row['low']:.2f}, {row['high']:.2f}) | {row['worst']:.2f} | {row['bar']} |"
         )
-    lines += [
-        "",
-        "Real traces of bandwidth at 50 ± 10 ms:",
-        "",
-        "| trace | drafter | speed-up | worst answer |",
-        "|---" * 4 + "|",
-    ]
-    for row in result["traces"]:
-        interval = f"{row['speed_up']:.2f} ({row['low']:.2f}, {row['high']:.2f})"
-        lines.append(f"| {row['trace']} | {row['drafter']} | {interval} | {row['worst']:.2f} |")
-    fleet, cpu, none = result["capacity"], result["verifier_cpu_ms"], result["hopeless"]
-    lines += [
-        "",
-        f"{fleet['devices']} devices at 50 ± 10 ms, temperature 0.6: {fleet['speculating_a_s']:.2f} answers "
-        f"a second against {fleet['streaming_a_s']:.2f} streaming, **{fleet['ratio']:.2f}** times as many. "
-        f"A pass of the bundled cloud over 16 rows takes {cpu['0']:.1f} ms of CPU, {cpu['8']:.1f} with 8 "
-        f"nodes each, {cpu['16']:.1f} with 16.",
-        "",
-        f"Spec-Bench, temperature 1 (acceptance {none['acceptance']:.2f}, {none['tokens']:.0f} "
-        f"tokens): {none['speed_up']:.2f} ({none['low']:.2f}, {none['high']:.2f}); worst {none['worst']:.2f}",
-    ]
+    if "capacity" in result:
+        fleet, cpu = result["capacity"], result["verifier_cpu_ms"]
+        lines += [
+            "",
+            f"{fleet['devices']} devices at 50 ± 10 ms, temperature 0.6: {fleet['speculating_a_s']:.2f} "
+            f"answers a second against {fleet['streaming_a_s']:.2f} streaming: **{fleet['ratio']:.2f}** times. "
+            f"A pass of the bundled cloud over 16 rows takes {cpu['0']:.1f} ms of CPU, {cpu['8']:.1f} with 8 "
+            f"nodes each, {cpu['16']:.1f} with 16.",
+        ]
+    if "hopeless" in result:
+        none = result["hopeless"]
+        lines += [
+            "",
+            f"Spec-Bench, temperature 1 (acceptance {none['acceptance']:.2f}, {none['tokens']:.0f} tokens): "
+            f"{none['speed_up']:.2f} ({none['low']:.2f}, {none['high']:.2f}); worst {none['worst']:.2f}.",
+        ]
+    if "traces" in result:
+        lines += [
+            "",
+            "Real traces of bandwidth at 50 ± 10 ms:",
+            "",
+            "| trace | drafter | speed-up | worst answer |",
+            "|---" * 4 + "|",
+        ]
+        for row in result["traces"]:
+            interval = f"{row['speed_up']:.2f} ({row['low']:.2f}, {row['high']:.2f})"
+            lines.append(f"| {row['trace']} | {row['drafter']} | {interval} | {row['worst']:.2f} |")
     return "\n".join(lines) + "\n"
+
+
+def write(result: dict) -> None:
+    """After each part: what was measured stays when the rest is stopped."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speculation_speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "speculation_speed.md").write_text(as_markdown(result))
 
 
 def main() -> None:
@@ -293,26 +306,22 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    begun_s = time.process_time()
-    bench = Bench()
-    half = options.prompts // 2
+    bench, half = Bench(), options.prompts // 2
     stories = suite_prompts(TUNED + half, kinds=("story",))[TUNED:]
     others = suite_prompts(TUNED + half, kinds=KINDS[1:])[TUNED:]
     prompts = [each for pair in zip(stories, others, strict=False) for each in pair]
-    result = {
-        "commit": commit(),
-        "hardware": hardware(),
-        "constant": constant(bench, prompts),
-        "capacity": capacity(bench, suite_prompts(2 * DEVICES + TUNED, kinds=KINDS)[TUNED:]),
-        "verifier_cpu_ms": verifier_cpu(bench),
-        "traces": on_traces(bench, prompts[:4], options.traces),
-        "hopeless": hopeless(bench),
-        "cpu_s": time.process_time() - begun_s,
+    result: dict = {"commit": commit(), "hardware": hardware()}
+    parts = {
+        "constant": lambda: constant(bench, prompts),
+        "traces": lambda: on_traces(bench, prompts[:4], options.traces),
+        "hopeless": lambda: hopeless(bench),
+        "verifier_cpu_ms": lambda: verifier_cpu(bench),
+        "capacity": lambda: capacity(bench, suite_prompts(2 * DEVICES + TUNED, kinds=KINDS)[TUNED:]),
     }
+    for name, measure in parts.items():
+        result[name] = measure()
+        write(result)
     print(as_markdown(result))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "speculation_speed.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "speculation_speed.md").write_text(as_markdown(result))
 
 
 if __name__ == "__main__":
