@@ -268,7 +268,7 @@ def as_markdown(result: dict) -> str:
         lines += [
             "",
             f"{fleet['devices']} devices at 50 ± 10 ms, temperature 0.6: {fleet['speculating_a_s']:.2f} "
-            f"answers a second against {fleet['streaming_a_s']:.2f} streaming: **{fleet['ratio']:.2f}** times. "
+            f"answers a second, {fleet['streaming_a_s']:.2f} streaming: **{fleet['ratio']:.2f}** times. "
             f"A pass of the bundled cloud over 16 rows takes {cpu['0']:.1f} ms of CPU, {cpu['8']:.1f} with 8 "
             f"nodes each, {cpu['16']:.1f} with 16.",
         ]
