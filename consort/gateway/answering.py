@@ -69,6 +69,7 @@ async def answer(exchange: Exchange, form: Form, receive: Receive, send: Send, h
         listener.cancel()
         if exchange.row is None:
             exchange.finish(outcome)
+        exchange.delivered()
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -44,7 +44,7 @@ def create_app(service: Service) -> App:
 class _Gateway:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._defaults: Parameters = configured(service.config)
+        self._defaults: Parameters = configured(service.config, alike=service.alike)
         config = service.config
         self._unsaid = Request((), max_tokens=config.max_tokens, temperature=config.temperature)
         self._origin = service.config.allow_origin.encode("latin-1", "replace")
@@ -204,7 +204,9 @@ class _Gateway:
 
 
 async def close(service: Service) -> None:
-    """Give back what the service holds: the models' connections, the ledger."""
+    """Give back what the service holds: the labeller, the models' connections, the ledger."""
+    if service.shadow is not None:
+        await service.shadow.close()
     for lm in service.models:
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):

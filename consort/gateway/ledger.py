@@ -1,4 +1,4 @@
-"""The ledger: one row a finished request, in SQLite, never lost to `kill -9` and never waited for.
+"""The ledger: one row a finished request, and its labels, in SQLite, safe from `kill -9`, never waited for.
 
 A row is first one line appended to a spool (in the kernel's hands at once, so a killed process loses none),
 then a batch of a writer thread's. Opening the ledger takes in what a killed process left in its spools. Text
@@ -13,13 +13,14 @@ import queue
 import sqlite3
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from consort.errors import ConsortError
+from consort.gateway.labels import ASKED, Label
 
 BATCH_S = 0.1  # rows are gathered for so long: the spool holds them meanwhile
 SPOOL_BYTES = 4 << 20  # then a new spool is begun, and the old one leaves once its rows are stored
@@ -54,12 +55,17 @@ class Row:
 
 
 COLUMNS = tuple(Row.__dataclass_fields__)
-NESTED = frozenset({"spans", "calls", "notes", "redactions"})
+LABEL_COLUMNS = tuple(Label.__dataclass_fields__)
+NESTED = frozenset({"spans", "calls", "notes", "redactions", "features", "small_call", "large_call"})
 SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS requests ({', '.join(COLUMNS)}, PRIMARY KEY (id))",
     "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (at)",
+    f"CREATE TABLE IF NOT EXISTS labels ({', '.join(LABEL_COLUMNS)}, PRIMARY KEY (request))",
 )
 INSERT = f"INSERT OR IGNORE INTO requests VALUES ({', '.join('?' * len(COLUMNS))})"
+# what a label became replaces what was asked, never the other way round, whatever the order of spools
+INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES ({', '.join('?' * len(LABEL_COLUMNS))})"
+INSERT_LABEL = INSERT_ASKED.replace("IGNORE", "REPLACE")
 
 
 class Ledger:
@@ -87,8 +93,8 @@ class Ledger:
         self._writer = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._writer.start()
 
-    def record(self, row: Row) -> None:
-        """Store a row: safe from a killed process when this returns, to be queried a moment later."""
+    def record(self, row: Row | Label) -> None:
+        """Store a row or label: safe from a killed process on return, to be queried a moment later."""
         line = orjson.dumps(row) + b"\n"
         try:
             os.write(self._spool, line)
@@ -106,6 +112,11 @@ class Ledger:
         """Money a key has cost since then. Called before the first `record`."""
         rows = self._database.execute("SELECT key, SUM(cost) FROM requests WHERE at >= ? GROUP BY key", (at,))
         return {key: cost or 0.0 for key, cost in rows}
+
+    def shadowed_since(self, at: float) -> float:
+        """Money that labels have cost since then. Called before the first `record`."""
+        ((cost,),) = self._database.execute("SELECT SUM(cost) FROM labels WHERE at >= ?", (at,))
+        return cost or 0.0
 
     def close(self) -> None:
         """Store what is waiting and let the folder go."""
@@ -127,7 +138,7 @@ class Ledger:
                 batch.append(self._queue.get())
             try:
                 with self._database:
-                    self._database.executemany(INSERT, [_values(x) for x in batch if isinstance(x, bytes)])
+                    _store(self._database, (line for line in batch if isinstance(line, bytes)))
             except sqlite3.Error as error:  # the rows stay in their spool
                 self._warn(error)
                 continue
@@ -156,7 +167,7 @@ class Ledger:
         for spool in sorted(self._folder.glob("ledger.*.spool")):
             lines = spool.read_bytes().split(b"\n")[:-1]
             with self._database:
-                self._database.executemany(INSERT, [_values(line) for line in lines])
+                _store(self._database, lines)
             spool.unlink()
 
 
@@ -175,6 +186,15 @@ def _opened(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _values(line: bytes) -> list[object]:
-    row = orjson.loads(line)
-    return [orjson.dumps(row[c]).decode() if c in NESTED else row[c] for c in COLUMNS]
+def _store(database: sqlite3.Connection, lines: Iterable[bytes]) -> None:
+    for line in lines:
+        row = orjson.loads(line)
+        if "request" not in row:  # which a label names
+            database.execute(INSERT, _values(row, COLUMNS))
+        else:
+            statement = INSERT_ASKED if row["outcome"] == ASKED else INSERT_LABEL
+            database.execute(statement, _values(row, LABEL_COLUMNS))
+
+
+def _values(row: Mapping[str, object], columns: tuple[str, ...]) -> list[object]:
+    return [orjson.dumps(row[c]).decode() if c in NESTED else row[c] for c in columns]

@@ -36,13 +36,16 @@ def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
     """An endpoint where there is a base_url, else a model on this machine."""
     if not model.base_url:
         return _load_local(model, runtime)
-    from consort.models.remote import Endpoint, Remote
+    from consort.models.remote import EVERYTHING, Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
     if model.key_env and not key:
         hint = f"export {model.key_env}=..., or remove key_env"
         raise ConfigError(f"the variable {model.key_env} is not set", where=model.name, hint=hint)
-    return Remote(Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s))
+    able = EVERYTHING if model.logprobs else EVERYTHING - {"logprobs"}
+    return Remote(
+        Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s, capabilities=able)
+    )
 
 
 def _own(name: str, model: ModelConfig) -> ServedModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from consort.config_serve import ServeConfig
 from consort.errors import RequestError
+from consort.inference.cache import OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Parameters:
     threshold: float = 0.5
     optimistic: bool = False
     share: float = 0.5
-    alike: float = 2.0
+    alike: float = OFF  # never below the measured one
     stall_s: float = 5.0
     goal: str = "balance"
     deadline_s: float = 120.0  # never above the configured one
@@ -35,13 +36,13 @@ class Parameters:
         return self
 
 
-def configured(config: ServeConfig) -> Parameters:
-    """What holds where a request says nothing."""
+def configured(config: ServeConfig, *, alike: float = OFF) -> Parameters:
+    """What holds where a request says nothing; `alike` is what the file of `serve.alike` measured."""
     return Parameters(
         threshold=config.threshold,
         optimistic=config.optimistic,
         share=config.share,
-        alike=config.alike,
+        alike=alike,
         stall_s=config.stall_s,
         goal=config.goal,
         redact=config.redact,

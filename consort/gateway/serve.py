@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import sys
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,16 +12,18 @@ import uvicorn
 
 from consort.config import Config
 from consort.config_serve import ServeConfig
-from consort.errors import ConfigError, ModelError
+from consort.errors import ConfigError, DataError
 from consort.gateway.app import create_app
+from consort.gateway.judging import UNSCORED_HINT, judges, unscored
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_lm, served
 from consort.gateway.service import Service
+from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES
-from consort.inference.baselines import brevity, confidence
+from consort.inference.cache import OFF
+from consort.inference.cache_measured import load_likeness
 from consort.problems import nearest
-from consort.types import Scorer
 
 KEYS_FILE = "keys.json"
 
@@ -46,51 +47,50 @@ def open_service(config: Config) -> Service:
             nearest(config.serve.strategy, list(STRATEGIES)),
         )
         raise ConfigError(what, where="serve.strategy", hint=hint)
-    before, after, serving = judges(config.serve)
+    judging = judges(config.serve)
+    serving = judging.config
+    alike = _measured_likeness(serving)
     if serving.redact:
         import consort.inference.redaction  # noqa: F401 - read now, not during the first request
     models = [load_lm(model, config.runtime) for model in (*edges, *((cloud,) if cloud.model else ()))]
+    at_edge, needs_logprobs = tuple(models[: len(edges)]), judging.needs_logprobs
+    if why := unscored(serving.strategy, at_edge, needs_logprobs=needs_logprobs):
+        raise ConfigError(why, where="serve.strategy", hint=UNSCORED_HINT)
     folder = Path(config.serve.state)
     ledger = Ledger(folder)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     required = bool(read_keys(folder / KEYS_FILE)) or not is_loopback(config.serve.host)
     return Service(
         serving,
-        edges=tuple(models[: len(edges)]),
+        edges=at_edge,
         cloud=models[-1] if cloud.model else None,
         door=Door(folder / KEYS_FILE, required=required, spent=ledger.spent_since(month.timestamp())),
         ledger=ledger,
         prices={model.name: model for model in (*edges, cloud)},
-        before=before,
-        after=after,
+        before=judging.before,
+        after=judging.after,
+        needs_logprobs=needs_logprobs,
+        alike=alike,
+        shadow=_shadow(serving, ledger, judging.name, ledger.shadowed_since(month.timestamp())),
+        watch=judging.watch,
         started_s=time.time(),
     )
 
 
-def judges(config: ServeConfig) -> tuple[Scorer, Scorer, ServeConfig]:
-    """The scorers before and after the edge's answer, and the configuration with their threshold.
-    ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
-    if not config.scorer:
-        return brevity, confidence, config
-    from consort.inference.gain_file import load_scorer
-    from consort.inference.scorers import gain_scorer
+def _shadow(config: ServeConfig, ledger: Ledger, scorer: str, spent: float) -> Shadow | None:
+    if not config.shadow_share:
+        return None
+    return Shadow(config.shadow_share, config.shadow_budget, ledger, scorer, spent)
 
+
+def _measured_likeness(config: ServeConfig) -> float:
+    """From which likeness on the cache takes another question's answer: only what was measured counts."""
+    if not config.alike:
+        return OFF
     try:
-        stored = load_scorer(Path(config.scorer))
-    except ModelError as error:
-        raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
-    model = stored.model
-    if unheard := {"agreement", "proxy"} & set(model.groups):
-        what = f"{config.scorer} was learned with {' and '.join(sorted(unheard))}, which is not heard here"
-        raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
-    if model.needs_answer and config.strategy == "route":
-        what = f"{config.scorer} judges answers, and route decides before there is one"
-        hint = 'set strategy = "cascade", or calibrate with --when before'
-        raise ConfigError(what, where="serve.scorer", hint=hint)
-    scorer = gain_scorer(model)
-    if stored.calibration is not None:
-        config = replace(config, threshold=stored.calibration.threshold)
-    return (brevity if model.needs_answer else scorer), scorer, config
+        return load_likeness(Path(config.alike)).threshold
+    except DataError as error:
+        raise ConfigError(f"{config.alike}: {error.what}", where="serve.alike", hint=error.hint) from error
 
 
 def server_config(service: Service) -> uvicorn.Config:

@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import ConsortError, LimitError, UnknownModelError
+from consort.errors import ConsortError, LimitError, RequestError, UnknownModelError
+from consort.gateway.judging import unscored
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
+from consort.gateway.shadow import Draft, Heard, Shadow
 from consort.gateway.strategies import STRATEGIES, Means, guarded, made
+from consort.gateway.watch import Watch
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
-from consort.inference.cache import Shelf
+from consort.inference.cache import OFF, Shelf
 from consort.inference.metering import Call, Gauge, Metered, Side
 from consort.inference.single import named
 from consort.inference.streams import Closing
@@ -45,6 +48,10 @@ class Service:
     prices: Mapping[str, ServedModel] = field(default_factory=dict)
     before: Scorer = brevity
     after: Scorer = confidence
+    needs_logprobs: bool = True  # of the edge: the scorer of answers reads them
+    alike: float = OFF  # the measured likeness of serve.alike
+    shadow: Shadow | None = None
+    watch: Watch | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -85,6 +92,8 @@ class Service:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
+            if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
+                raise RequestError(why, where="model", hint="ask for another strategy")
             return name, made(name, asked.parameters, self._means(asked, key))
         if self.cloud is not None and self.cloud.name == model:
             return "model", guarded(named(model)) if asked.parameters.redact else named(model)
@@ -140,6 +149,7 @@ class Exchange:
     first_s: float | None = None
     usage: Usage | None = None
     row: Row | None = None
+    draft: Draft | None = None  # of a label
 
     @property
     def deadline_s(self) -> float:
@@ -151,6 +161,11 @@ class Exchange:
         service, asked = self.service, self.asked
         service.in_flight += 1
         private = asked.parameters.private
+        if private:
+            self.notes.append(Note("private", "kept"))
+        elif service.shadow is not None:
+            redact = asked.parameters.redact
+            self.draft = service.shadow.draw(service, id=self.id, request=asked.request, redact=redact)
         cloud = None if private or service.cloud is None else self._metered(service.cloud, "cloud")
         consort = Consort(tuple(self._metered(lm, "edge") for lm in service.edges), cloud, self.notes.append)
         try:
@@ -171,6 +186,8 @@ class Exchange:
         service.ledger.record(row)
         service.recent.append(row)
         service.meters.observe(row)
+        if service.watch is not None:
+            service.watch.observe(row, service.meters)
         return row
 
     def counted(self) -> Usage:
@@ -187,8 +204,15 @@ class Exchange:
         authors = {span[0] for span in self.spans}
         return str(authors.pop()) if len(authors) == 1 else self.asked.model
 
-    def _metered(self, lm: LM, side: Side) -> Metered:
-        return Metered(lm, side, self.service.gauge(lm), self.calls)
+    def delivered(self) -> None:
+        """The last byte has left, or the client has: a label may be made of the request now."""
+        if self.draft is not None and self.service.shadow is not None and self.row is not None:
+            self.service.shadow.take(self.service, self.draft, self.row)
+            self.draft = None
+
+    def _metered(self, lm: LM, side: Side) -> LM:
+        metered = Metered(lm, side, self.service.gauge(lm), self.calls)
+        return metered if self.draft is None else Heard(metered, side, self.draft.said)
 
     def _span(self, chunk: Chunk) -> None:
         if chunk.anew:

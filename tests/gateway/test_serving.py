@@ -16,8 +16,9 @@ from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import load_config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
+from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, served
-from consort.gateway.serve import check, judges, open_service
+from consort.gateway.serve import check, open_service
 from consort.inference.baselines import brevity
 from consort.inference.calibration import Calibration
 from consort.inference.evidence import Evidence
@@ -113,7 +114,8 @@ def learned(path: Path, *, answered: bool, threshold: float | None) -> ServeConf
 def test_a_calibrated_scorer_and_its_threshold_decide(tmp_path: Path) -> None:
     for answered, threshold in ((False, 0.75), (True, None)):
         config = learned(tmp_path / "scorer.safetensors", answered=answered, threshold=threshold)
-        before, after, serving = judges(config)
+        judging = judges(config)
+        before, after, serving = judging.before, judging.after, judging.config
         assert serving.threshold == (threshold or config.threshold)
         scores = [
             asyncio.run(after(user(f"about the {topic}"), Answer("It is so.", "edge")))
@@ -128,11 +130,11 @@ def test_a_calibrated_scorer_and_its_threshold_decide(tmp_path: Path) -> None:
 
 def test_a_request_is_decided_by_the_file(tmp_path: Path) -> None:
     config = learned(tmp_path / "scorer.safetensors", answered=False, threshold=0.5)
-    before, after, serving = judges(config)
+    judging = judges(config)
 
     async def work() -> list[str]:
-        async with live(tmp_path, threshold=serving.threshold) as here:
-            here.service.before, here.service.after = before, after
+        async with live(tmp_path, threshold=judging.config.threshold) as here:
+            here.service.before, here.service.after = judging.before, judging.after
             answers = [
                 await here.ask(f"about the {topic}", model="consort/route") for topic in ("rain", "theorem")
             ]
