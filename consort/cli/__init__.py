@@ -29,6 +29,7 @@ VERBS = {
     "bench": "compare ways of deciding who answers on outcomes: quality, cost, APGR, CPT",
     "chat": "talk to a model or adapter",
     "serve": "answer behind one OpenAI-compatible endpoint",
+    "replay": "what yesterday's ledger would have been under another policy, before switching",
     "keys": "make, list and revoke the keys of the endpoint",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }

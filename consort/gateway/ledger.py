@@ -16,11 +16,13 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from consort.errors import ConsortError
 from consort.gateway.labels import ASKED, Label
+from consort.inference.metering import Call
 
 BATCH_S = 0.1  # rows are gathered for so long: the spool holds them meanwhile
 SPOOL_BYTES = 4 << 20  # then a new spool is begun, and the old one leaves once its rows are stored
@@ -66,6 +68,22 @@ INSERT = f"INSERT OR IGNORE INTO requests VALUES ({', '.join('?' * len(COLUMNS))
 # what a label became replaces what was asked, never the other way round, whatever the order of spools
 INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES ({', '.join('?' * len(LABEL_COLUMNS))})"
 INSERT_LABEL = INSERT_ASKED.replace("IGNORE", "REPLACE")
+
+
+def told_of(call: Call, cost: float) -> dict[str, Any]:
+    """One model's part in a request, as a row keeps it."""
+    return {
+        "model": call.model,
+        "side": call.side,
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "counted": call.counted,
+        "sent_bytes": call.sent_bytes,
+        "first_s": None if call.first_s is None else round(call.first_s, 6),
+        "answer_s": round(call.answer_s, 6),
+        "cost": cost,
+        "outcome": call.outcome,
+    }
 
 
 class Ledger:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import deque
@@ -16,7 +17,7 @@ from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConsortError, LimitError, RequestError, UnknownModelError
 from consort.gateway.judging import unscored
 from consort.gateway.keys import Door, Key
-from consort.gateway.ledger import Ledger, Row
+from consort.gateway.ledger import Ledger, Row, told_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Draft, Heard, Shadow
@@ -236,11 +237,11 @@ class Exchange:
     def _row(self, outcome: str, usage: Usage) -> Row:
         service, calls = self.service, self.calls
         by_side = {"edge": 0, "cloud": 0}
-        cloud_bytes, cost = 0, 0.0
+        cloud_bytes, costs = 0, list[float]()
         for call in calls:
             by_side[call.side] += call.completion_tokens
             cloud_bytes += call.sent_bytes if call.side == "cloud" else 0
-            cost += service.price(call.model, call.prompt_tokens, call.completion_tokens)
+            costs.append(service.price(call.model, call.prompt_tokens, call.completion_tokens))
         all_cloud = 0.0
         if service.cloud is not None:
             all_cloud = service.price(service.cloud.name, usage.prompt_tokens, usage.completion_tokens)
@@ -265,10 +266,10 @@ class Exchange:
             edge_tokens=by_side["edge"],
             cloud_tokens=by_side["cloud"],
             cloud_bytes=cloud_bytes,
-            cost=cost,
+            cost=math.fsum(costs),
             cost_all_cloud=all_cloud,
             spans=tuple((author, size) for author, size in self.spans),
-            calls=tuple(_told(call) for call in calls),
+            calls=tuple(map(told_of, calls, costs)),
             notes=tuple(
                 {"strategy": note.strategy, "event": note.event, **note.values} for note in self.notes
             ),
@@ -284,20 +285,6 @@ def receipt(row: Row) -> dict[str, Any]:
         name: getattr(row, name)
         for name in Row.__dataclass_fields__
         if name not in ("prompt", "answer", "key", "at", "streamed")
-    }
-
-
-def _told(call: Call) -> dict[str, Any]:
-    return {
-        "model": call.model,
-        "side": call.side,
-        "prompt_tokens": call.prompt_tokens,
-        "completion_tokens": call.completion_tokens,
-        "counted": call.counted,
-        "sent_bytes": call.sent_bytes,
-        "first_s": None if call.first_s is None else round(call.first_s, 6),
-        "answer_s": round(call.answer_s, 6),
-        "outcome": call.outcome,
     }
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from consort.errors import ConsortError, LimitError, ModelError
 from consort.gateway.labels import ASKED, Label
-from consort.gateway.ledger import Ledger, Row
+from consort.gateway.ledger import Ledger, Row, told_of
 from consort.gateway.strategies import guarded
 from consort.inference.agreement import agreement
 from consort.inference.evidence import evidence_of, features
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WAITING = 64  # requests drawn and not yet labelled; further ones are not drawn: their texts take memory
 TEMPLATE_TOKENS = 32  # a turn's, beside its text
-TAKEN = ("prompt_tokens", "completion_tokens", "answer_s")  # of a call, kept in a label
+TAKEN = ("prompt_tokens", "completion_tokens", "answer_s", "cost")  # of a call, kept in a label
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class Shadow:
                 outcome = error.code if isinstance(error, ConsortError) else "deadline_exceeded"
                 return replace(label, outcome=outcome, cost=_cost(service, calls))
         done = replace(label, outcome="done", cost=_cost(service, calls), scorer=self.scorer)
-        return await _judged(service, done, draft, _taken(row, calls))
+        return await _judged(service, done, draft, _taken(service, row, calls))
 
     def _settle(self, draft: Draft, cost: float) -> None:
         self.spent += cost - draft.set_aside
@@ -249,15 +249,11 @@ async def _scored(scorer: Scorer, request: Request, answer: Answer | None) -> fl
         return None
 
 
-def _taken(row: Row, calls: Sequence[Call]) -> dict[str, Mapping[str, float]]:
-    """Tokens and seconds of each model's whole answer, in the request and for the label."""
-    told: Any = [call for call in row.calls if call["outcome"] == "done"]
-    taken: dict[str, Mapping[str, float]]
-    taken = {call["model"]: {name: call[name] for name in TAKEN} for call in told}
-    for call in calls:
-        if call.outcome == "done":
-            taken[call.model] = {name: getattr(call, name) for name in TAKEN}
-    return taken
+def _taken(service: Service, row: Row, calls: Sequence[Call]) -> dict[str, Mapping[str, float]]:
+    """Tokens, seconds and money of each model's whole answer, in the request and for the label."""
+    told = [*row.calls, *(told_of(call, _cost(service, [call])) for call in calls)]
+    taken: Any = {call["model"]: call for call in told if call["outcome"] == "done"}
+    return {model: {name: call[name] for name in TAKEN} for model, call in taken.items()}
 
 
 def _cost(service: Service, calls: Sequence[Call]) -> float:
