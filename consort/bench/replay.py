@@ -61,7 +61,7 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
     draws = _draws(known, cases, groups, np.random.default_rng(seed))
     edge_share, money, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
     graded = [
-        (label.small_score if case.at_edge else label.large_score, 1 / label.chance)
+        (case.at_edge, label.small_score, 1 / label.chance)
         for row, case in zip(history.rows, cases, strict=True)
         if (label := known.labels.get(row.id)) and _is_graded(row, case, label)
     ]
@@ -72,10 +72,26 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
         money=money,
         p50_s=p50_s,
         p95_s=p95_s,
-        quality=mean_by_betting(*np.array(graded).T, seed=seed) if graded else None,
+        quality=_quality(graded, edge_share, seed=seed),
         labels=len(graded),
         guessed=_guessed(groups),
     )
+
+
+def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *, seed: int) -> Figure | None:
+    """Agreement with the cloud over all requests: the cloud's own agree, of the edge's the labels tell.
+    Where the edge's share is known, only its own answers are left to be estimated."""
+    at_edge, scores, weights = np.array(graded or np.empty((0, 3))).T
+    if not edge_share.is_exact:
+        values = np.where(at_edge > 0, scores, 1.0)
+        return mean_by_betting(values, weights, seed=seed) if values.size else None
+    if edge_share.value == 0:
+        return Figure(1.0, 1.0, 1.0)
+    own = at_edge > 0
+    if not own.any():
+        return None
+    mean = mean_by_betting(scores[own], weights[own], seed=seed)
+    return Figure(*(1 - edge_share.value * (1 - end) for end in (mean.value, mean.low, mean.high)))
 
 
 def _draws(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from consort.errors import DataError
@@ -60,7 +60,14 @@ class Known:
     def __init__(self, history: History, policy: Policy) -> None:
         self.policy = policy
         self.labels = {label.request: label for label in history.graded}
-        self.scorers = {label.scorer for label in self.labels.values()}
+        scorers = {label.scorer for label in self.labels.values()}
+        if (
+            len(scorers) > 1
+            and policy.score is None
+            and policy != replace(policy, strategy=None, threshold=None)
+        ):
+            hint = "give --days, so that all are of one scorer; or --scorer FILE"
+            raise DataError("this ledger holds values of several scorers, which do not compare", hint=hint)
         self.calls = [_done(row) for row in history.rows]
         # the edge that strategies ask first; labels name it, else it is the one that answered most
         names = Counter(call["model"] for calls in self.calls for call in calls if call["side"] == "edge")
@@ -127,9 +134,6 @@ class Known:
         """The scorer's value on a labelled request."""
         if self.policy.score is not None:
             return self.policy.score(label, strategy)
-        if len(self.scorers) > 1:
-            hint = "give --days, so that all are of one scorer; or --scorer FILE"
-            raise DataError("the labels hold values of several scorers, which do not compare", hint=hint)
         return label.before if strategy == "route" else label.after
 
     def _decision(self, row: Row) -> tuple[Strategy | None, float, float | None]:

@@ -167,17 +167,20 @@ def _tell(was: Replayed, would: Replayed, policy: Policy, goals: Calibration | N
         print(f"goals {kept} with {goals.confidence:.0%} confidence: threshold {goals.threshold:.3f}")
     table = Table()
     for heading in ("", "as it was", policy.strategy or "replayed", ""):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     figures: list[tuple[str, Figure | None, Figure | None, str]] = [
-        ("answered at the edge", was.edge_share, would.edge_share, ".1%"),
+        ("at the edge", was.edge_share, would.edge_share, ".1%"),
         ("money", was.money, would.money, ".6g"),
         ("p50, s", was.p50_s, would.p50_s, ".3f"),
         ("p95, s", was.p95_s, would.p95_s, ".3f"),
-        ("agreement with the cloud", was.quality, would.quality, ".3f"),
+        ("agreement", was.quality, would.quality, ".3f"),
     ]
     for name, before, after, form in figures:
         table.add_row(name, _shown(before, form), _shown(after, form), _kind(name, after, would))
     Console().print(table)
+    if would.quality is None:
+        print("agreement is not known without labels: set serve.shadow_share")
+    print("agreement: of the answers with the cloud's, 1 where they say the same")
     for word, count in would.guessed.items():
         print(f"{count} requests lacked {word}: drawn from those that have one")
 
@@ -191,7 +194,7 @@ def _shown(figure: Figure | None, form: str) -> str:
 
 def _kind(name: str, figure: Figure | None, would: Replayed) -> str:
     if figure is None:
-        return "no labels: set serve.shadow_share"
+        return "no labels"
     if name.startswith("agreement"):
         return f"from {would.labels} labels"
     return "exact" if figure.is_exact else "estimated"

@@ -21,6 +21,7 @@ from consort.gateway.keys import Door
 from consort.gateway.ledger import Ledger
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
+from consort.inference.cache import OFF
 from consort.types import LM
 from tests.inference.consorts import says
 
@@ -52,7 +53,12 @@ class Live:
 
 @asynccontextmanager
 async def live(
-    folder: Path, *, edges: Sequence[LM] | None = None, cloud: LM | None = None, **config: Any
+    folder: Path,
+    *,
+    edges: Sequence[LM] | None = None,
+    cloud: LM | None = None,
+    measured_alike: float = OFF,
+    **config: Any,
 ) -> AsyncIterator[Live]:
     ledger = Ledger(folder)
     listening = socket.socket()
@@ -66,6 +72,7 @@ async def live(
         door=Door(folder / "keys.json"),
         ledger=ledger,
         prices={"large": price},
+        alike=measured_alike,
     )
     # uvicorn's own protocol without its server, which looks only ten times a second whether it shall end
     config_of_server = server_config(service)
