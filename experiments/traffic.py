@@ -111,16 +111,32 @@ def history_of(suffices: np.ndarray, scores: np.ndarray, rng: np.random.Generato
         seconds, cost = sum(c["answer_s"] for c in calls), sum(c["cost"] for c in calls)
         event = "accepted" if kept else "deferred"
         note = {"strategy": "cascade", "event": event, "score": float(score), "threshold": 0.4}
-        rows.append(Row(
-            str(index), float(index), "local", "consort", "cascade", "done", False, seconds, 0.1, 9, 9, 9, 9, 9,
-            cost, 0.01, (("small" if kept else "large", 9),), calls, (note,),
-        ))  # fmt: skip
+        row = Row(
+            id=str(index),
+            at=float(index),
+            key="local",
+            model="consort",
+            strategy="cascade",
+            outcome="done",
+            streamed=False,
+            latency_s=seconds,
+            first_s=None,
+            prompt_tokens=9,
+            completion_tokens=9,
+            edge_tokens=9,
+            cloud_tokens=9,
+            cloud_bytes=9,
+            cost=cost,
+            cost_all_cloud=0.0,
+            spans=(("small" if kept else "large", 9),),
+            calls=calls,
+            notes=(note,),
+        )
+        rows.append(row)
         if rng.random() < share:
             label = Label(str(index), float(index), "done", "large" if kept else "", 0.0, share)
-            made.append(replace(
-                label, small="small", large="large", small_score=float(small_score), after=float(score),
-                small_call=told[0], large_call=told[1],
-            ))  # fmt: skip
+            label = replace(label, small="small", large="large", small_score=float(small_score))
+            made.append(replace(label, after=float(score), small_call=told[0], large_call=told[1]))
     return History(tuple(rows), tuple(made))
 
 
