@@ -80,7 +80,8 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
 
 def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *, seed: int) -> Figure | None:
     """Agreement with the cloud over all requests: the cloud's own agree, of the edge's the labels tell.
-    Where the edge's share is known, only its own answers are left to be estimated."""
+    Where the edge's share is known, only its own answers are left to be estimated. Requests that are never
+    drawn for a label (private, with tools) are taken to be like the others."""
     at_edge, scores, weights = np.array(graded or np.empty((0, 3))).T
     if not edge_share.is_exact:
         values = np.where(at_edge > 0, scores, 1.0)

@@ -108,6 +108,7 @@ class Shadow:
     rng: Random = field(default_factory=Random)
     clock: Callable[[], float] = time.time
     _month: str = ""
+    _set_aside: float = 0.0
     _waiting: list[tuple[Draft, Row]] = field(default_factory=list)
     _drafts: int = 0
     _worker: asyncio.Task[None] | None = None
@@ -125,6 +126,7 @@ class Shadow:
         if self.spent + set_aside > self.budget and set_aside > 0:
             return None
         self.spent += set_aside
+        self._set_aside += set_aside
         self._drafts += 1
         return Draft(id, redact, set_aside)
 
@@ -172,7 +174,9 @@ class Shadow:
         if len(missing) == 2 or (missing and lacks(missing[0], _put(draft).request)):
             return None
         asked = missing[0].name if missing else ""
-        label = Label(draft.id, row.at, ASKED, asked, draft.set_aside, self.share, small.name, large.name)
+        label = Label(
+            draft.id, self.clock(), ASKED, asked, draft.set_aside, self.share, small.name, large.name
+        )
         calls: list[Call] = []
         if missing:
             self.ledger.record(label)
@@ -187,12 +191,13 @@ class Shadow:
 
     def _settle(self, draft: Draft, cost: float) -> None:
         self.spent += cost - draft.set_aside
+        self._set_aside -= draft.set_aside
         self._drafts -= 1
 
     def _new_month(self) -> None:
         month = datetime.fromtimestamp(self.clock(), UTC).strftime("%Y-%m")
         if month != self._month:
-            self.spent = 0.0 if self._month else self.spent
+            self.spent = self._set_aside if self._month else self.spent  # what is asked now is paid now
             self._month = month
 
 
@@ -203,7 +208,7 @@ def most_cost(service: Service, lm: LM, request: Request) -> float:
 
 
 def _put(draft: Draft) -> Said:
-    """What was said, where one side alone spoke."""
+    """What was said, where one side alone spoke; several edges were asked the same."""
     return next(iter(draft.said.values()))
 
 

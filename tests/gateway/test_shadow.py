@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,11 +13,33 @@ import pytest
 
 from consort.gateway.history import read_history
 from consort.gateway.labels import ASKED, Label
-from consort.gateway.ledger import Ledger
+from consort.gateway.ledger import Ledger, Row
 from consort.gateway.shadow import Shadow, most_cost
 from consort.models.simulated import Fault
 from tests.gateway.live import LARGE, SMALL, Live, live
 from tests.inference.consorts import says, user
+
+ROW = Row(
+    id="x",
+    at=0.0,
+    key="local",
+    model="consort",
+    strategy="edge",
+    outcome="done",
+    streamed=False,
+    latency_s=0.1,
+    first_s=None,
+    prompt_tokens=1,
+    completion_tokens=1,
+    edge_tokens=1,
+    cloud_tokens=0,
+    cloud_bytes=0,
+    cost=0.0,
+    cost_all_cloud=0.0,
+    spans=(),
+    calls=(),
+    notes=(),
+)
 
 
 def labelled(
@@ -118,6 +141,29 @@ def test_the_budget_is_never_exceeded_not_even_by_what_is_being_asked(tmp_path: 
     assert max(seen) <= budget
     assert 10 < len(labels) < 60
     assert sum(label.cost for label in labels) == pytest.approx(seen[-1])
+
+
+def test_a_new_month_has_its_budget_and_still_counts_what_is_being_asked(tmp_path: Path) -> None:
+    now = [0.0]
+
+    async def work(here: Live) -> None:
+        shadow = Shadow(1.0, 0.001, here.service.ledger, spent=0.001, rng=Random(0), clock=lambda: now[0])
+
+        def draw() -> Any:
+            return shadow.draw(here.service, id="x", request=user(max_tokens=9), redact=False)
+
+        assert draw() is None
+        now[0] = 32 * 86_400.0
+        draft = draw()
+        assert draft is not None
+        assert shadow.spent == draft.set_aside
+        now[0] = 64 * 86_400.0  # asked in one month, answered in the next
+        assert draw() is not None
+        assert shadow.spent == pytest.approx(2 * draft.set_aside)
+        shadow.take(here.service, draft, replace(ROW, outcome="upstream_failed"))
+        assert shadow.spent == pytest.approx(draft.set_aside)
+
+    labelled(work, tmp_path)
 
 
 def test_a_models_own_count_never_exceeds_what_was_set_aside(tmp_path: Path) -> None:
