@@ -5,9 +5,9 @@ alarm's false rate and delay.
 *Labels*: GSM8K, Mixtral's answer at the edge and GPT-4's in the cloud. A shadow label is the agreement of the
 two answers; the truth is in the file and is used to judge alone. Five folds; APGR on true gains, intervals
 over rows (95 %). *Replay*: of the same rows, with made-up tokens and times, a ledger of a cascade at 0.4 is
-drawn anew 200 times with a share of labels, and replayed at 0.7; the truth is the policy itself on the same
+drawn anew 60 times with a share of labels, and replayed at 0.7; the truth is the policy itself on the same
 requests. *Cache*: questions of a bank and of an assistant, whose right answer is their intent; measured on
-1,500, judged on 1,500 others, 20 divisions. *Drift*: 200 runs of 2,000 requests each.
+800, judged on 800 others, 8 divisions. *Drift*: 200 runs of 2,000 requests each.
 
     python experiments/traffic.py [--only labels replay cache drift]
 """
@@ -41,8 +41,8 @@ from consort.inference.gain_fit import fit_gain
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("CONSORT_DATA", "../shared/data"))
 FOLDS, FEW = 5, 200
-RESAMPLES, REQUESTS, SHARES = 200, 1000, (0.05, 0.2)
-QUESTIONS, DIVISIONS, MAX_ERRORS = 1500, 20, (0.05, 0.1)
+RESAMPLES, REQUESTS, SHARES = 60, 1000, (0.05, 0.2)
+QUESTIONS, DIVISIONS, MAX_ERRORS = 800, 8, (0.1, 0.2)
 RUNS, LIVE = 200, 2000
 
 
