@@ -4,10 +4,11 @@ alarm's false rate and delay.
 
 *Labels*: GSM8K, Mixtral's answer at the edge and GPT-4's in the cloud. A shadow label is the agreement of the
 two answers; the truth is in the file and is used to judge alone. Five folds; APGR on true gains, intervals
-over rows (95 %). *Replay*: a ledger of a cascade at 0.4 over 1,000 made-up requests (uniform scores, agreement
-more likely at high ones, lognormal times and prices) is drawn 60 times with a share of labels, and replayed at
-0.7; the truth is the policy itself on the same requests. *Cache*: questions of a bank and of an assistant, whose right answer is their intent; measured on
-800, judged on 800 others, 4 divisions. *Drift*: 200 runs of 2,000 requests each.
+over rows (95 %). *Replay*: a ledger of a cascade at 0.4 over 1,000 made-up requests (uniform scores,
+agreement more likely at high ones, lognormal times and prices) is drawn 60 times with a share of labels, and
+replayed at 0.7; the truth is the policy itself on the same requests. *Cache*: questions of a bank and of an
+assistant, whose right answer is their intent; measured on 800, judged on 800 others, 4 divisions. *Drift*:
+200 runs of 2,000 requests each.
 
     python experiments/traffic.py [--only labels replay cache drift]
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from consort.inference.answer_checks import marked_number
+from consort.inference.answer_checks import final_number, marked_number
 from consort.inference.likeness import likeness, plain
 
 SAME = 0.8  # from this likeness on two texts say the same, as in `vote`
@@ -22,16 +22,20 @@ def agreement(answer: str, reference: str) -> float:
     """1 where both say the same, below 1 how alike they are; 0 where they come to different ends."""
     if not answer.strip():
         return 0.0
-    ends = [_end(text) for text in (answer, reference)]
-    if plain(answer) == plain(reference) or (ends[0] is not None and ends[0] == ends[1]):
+    if plain(answer) == plain(reference):
         return 1.0
-    if ends[0] is not None and ends[1] is not None:
-        return 0.0
+    letters = [_letter(text) for text in (answer, reference)]
+    if all(letters):
+        return float(letters[0] == letters[1])
+    # where one side marks a number as its end, the other's last number is its end too
+    if any(marked_number(text) is not None for text in (answer, reference)):
+        ends = [final_number(text) for text in (answer, reference)]
+        if None not in ends:
+            return float(ends[0] == ends[1])
     alike = likeness(answer, reference)
     return 1.0 if alike >= SAME else alike
 
 
-def _end(text: str) -> str | float | None:
-    """The letter chosen or the number marked as the answer; None where a text has no such end."""
-    letters = _LETTER.findall(text)
-    return "".join(letters[-1]) if letters else marked_number(text)
+def _letter(text: str) -> str:
+    found = _LETTER.findall(text)
+    return "".join(found[-1]) if found else ""

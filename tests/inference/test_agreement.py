@@ -15,6 +15,7 @@ from consort.inference.agreement import SAME, agreement
         ("It opens at nine.", "it opens at  nine"),
         ("3 + 4 = 7\n#### 7", "Seven apples, since 4 and 3 are 7. The answer is 7."),
         ("42", "The answer is 42."),
+        ("3 + 4 = 7\n#### 7", "Three and four apples: so there are 7 apples in the basket."),
         ("B", "(B) at nine"),
         ("The answer is B.", "B"),
         ("you can pay by card at the desk", "at the desk you can pay by card"),
@@ -28,6 +29,7 @@ def test_the_same_answer_in_other_dress_agrees(answer: str, reference: str) -> N
     ("answer", "reference"),
     [
         ("#### 7", "#### 8"),
+        ("3 + 4 = 7\n#### 7", "Three and four apples: so there are 8 apples in the basket."),
         ("B", "C"),
         ("you can pay by card", "you cannot pay by card"),
         ("it takes 3 days to arrive", "it takes 5 days to arrive"),
