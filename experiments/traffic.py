@@ -74,7 +74,7 @@ def fitted(data: Pair, *, most: int | None = None) -> np.ndarray:
     return need
 
 
-def labels(data: Pair) -> dict[str, object]:
+def labels(data: Pair, only: list[str], before: dict[str, object]) -> dict[str, object]:
     by_agreement = shadowed(data)
     arms = {
         "true scores, texts": (data, None),
@@ -83,8 +83,10 @@ def labels(data: Pair) -> dict[str, object]:
         "agreement, features only": (textless(by_agreement), None),
         f"agreement, features only, {FEW} labels": (textless(by_agreement), FEW),
     }
-    found: dict[str, object] = {}
+    found = dict(before)
     for name, (each, most) in arms.items():
+        if only and name not in only:
+            continue
         judged = judge(fitted(each, most=most), data.gains, resamples=400).apgr
         found[name] = [judged.value, judged.low, judged.high]
         print(name, found[name], file=sys.stderr)
@@ -242,6 +244,10 @@ def drifts() -> dict[str, object]:
     return found
 
 
+def gsm8k() -> Pair:
+    return pair(read_outcomes(DATA / "outcomes" / "gsm8k.jsonl"))
+
+
 def page(found: dict[str, object]) -> str:
     lines = ["# Learning from traffic", "", f"{found['hardware']}", ""]
     for name in ("labels", "replay", "cache", "drift"):
@@ -272,18 +278,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parts = ("labels", "replay", "cache", "drift")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    only = parser.parse_args().only
+    parser.add_argument("--arms", nargs="+", default=[], help="of labels; the others stay as they were")
+    args = parser.parse_args()
     path = RESULTS / "traffic.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     begun_at = commit()
     found |= {"hardware": hardware()}
     runs = {
-        "labels": lambda: labels(pair(read_outcomes(DATA / "outcomes" / "gsm8k.jsonl"))),
+        "labels": lambda: labels(gsm8k(), args.arms, found.get("labels", {}).get("apgr", {})),
         "replay": replays,
         "cache": caches,
         "drift": drifts,
     }
-    for name in only:
+    for name in args.only:
         found[name] = runs[name]() | {"commit": begun_at}
         path.write_text(json.dumps(found, indent=1) + "\n")
         path.with_suffix(".md").write_text(page(found))
