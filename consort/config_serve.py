@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+Role: TypeAlias = Literal["gateway", "cloud"]
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
+MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class ServedModel:
     """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
 
     name: str = ""  # how it is called here; empty: its model's last part
-    model: str = ""  # Hub id, directory or zoo:NAME; with base_url, its name over there
+    model: str = ""  # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
@@ -26,6 +29,7 @@ class ServedModel:
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
     logprobs: bool = True  # an endpoint gives log-probabilities where asked; the confidence scorer reads them
+    drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
 
 
@@ -33,6 +37,7 @@ class ServedModel:
 class ServeConfig:
     """One endpoint for the whole consort. Without models here, the file's own cloud and devices answer."""
 
+    role: Role = "gateway"  # cloud: serve the cloud's model alone, and verify the drafts of other gateways
     host: str = "127.0.0.1"  # anything but this machine alone requires a key: `consort keys add NAME`
     port: int = 8800
     strategy: str = "cascade"  # what the model name "consort" means; /v1/models lists them
@@ -42,7 +47,14 @@ class ServeConfig:
     alike: str = (
         ""  # cache: a file of `consort calibrate --cache`: alike questions count as the same within it
     )
+    mix_kind: MixKind = "tuned"  # mix: llm + a (tuned proxy - its base); or a product, a mean, a contrast
+    mix_weight: float = 1.0  # mix: the a above
+    mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
+    mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
+    mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
+    llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
+    token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
@@ -66,3 +78,7 @@ class ServeConfig:
     tls_key: str = ""  # PEM file
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
+    # the device's copy of the proxy, with its adapter: drafts for the cloud, judges answers for cascade, and
+    # steers a mixture by what the adapter adds
+    proxy: ServedModel = field(default_factory=ServedModel)
+    sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

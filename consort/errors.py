@@ -49,6 +49,12 @@ class ModelError(ConsortError):
     http_status = 400
 
 
+class ContextFullError(ModelError):
+    """A text that would be longer than its model's context: an answer ends there."""
+
+    code = "context_full"
+
+
 class PacketError(ConsortError):
     """Bytes from another party that are damaged, of another version, or for another tokenizer or adapter."""
 
@@ -129,6 +135,7 @@ __all__ = [
     "AccessError",
     "ConfigError",
     "ConsortError",
+    "ContextFullError",
     "DataError",
     "DeadlineError",
     "DeviceError",

@@ -21,7 +21,9 @@ IntArray: TypeAlias = "NDArray[np.integer[Any]]"
 FloatArray: TypeAlias = "NDArray[np.floating[Any]]"
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
-Capability: TypeAlias = Literal["logprobs", "tools", "text_completion"]  # what not every model can do
+Capability: TypeAlias = Literal[
+    "logprobs", "tools", "text_completion", "drafts"
+]  # what not every model can do
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     anew: bool = False  # the answer begins anew here: what was streamed before is withdrawn
+    struck: str = ""  # what was drafted after this piece, and is not in the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,55 @@ class TopK:
     ids: IntArray
     logprobs: FloatArray
     rest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that an answer may go on with: a tree, depth first or breadth first.
+
+    `parents` are indices into `ids`, smaller than the node's own; -1 is the answer so far. Siblings differ.
+    """
+
+    ids: tuple[int, ...]
+    parents: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftShape:
+    """How far a draft goes. `spread` is how much the model's scores differ from the drafter's (the scale, in
+    nats, of a logistic error): the larger, the less the drafter trusts its first choice."""
+
+    depth: int = 4  # tokens
+    width: int = 1  # nodes a level; 1: a chain
+    nodes: int = 64
+    least: float = 0.1  # chance of a path from which on it is followed
+    spread: float = 0.7
+
+
+class Drafting(Protocol):
+    """One answer's drafts."""
+
+    async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
+        """What may come after the answer's tokens so far, and each node's chance to be part of it."""
+        ...
+
+    def stop(self) -> None:
+        """End the draft under way with what there is: the answer went another way."""
+        ...
+
+    def close(self) -> None:
+        """No more drafts are wanted."""
+        ...
+
+
+class Drafter(Protocol):
+    """Whoever can say what a model will probably write, in that model's tokens, quicker than the model."""
+
+    name: str
+
+    async def open(self, request: Request) -> Drafting:
+        """Read the request."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -166,6 +218,49 @@ class TokenLM(LM, Protocol):
 
     def open(self, request: Request) -> tuple[Session, TopK]:
         """Read the request; returns the session and the distribution of the first token of the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Tokens that an answer goes on with, in one piece because one pass of the model gave them. The last
+    piece carries the `finish_reason`; the token that ends an answer is not among the ids."""
+
+    ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+class Writing(Protocol):
+    """An answer while its model writes it, token by token. Drafts let tokens come sooner, and change none."""
+
+    prompt_tokens: int
+
+    @property
+    def rtt_s(self) -> float:
+        """To the model and back, in seconds; 0 on this machine."""
+        ...
+
+    def written(self) -> AsyncIterator[Written]:
+        """The answer's tokens as they are written; stop sequences are the reader's to find."""
+        ...
+
+    def draft(self, begins: int, draft: Draft) -> None:
+        """Say what may come after the answer's first `begins` tokens. One that begins beyond what is written
+        continues the first path of the draft before it."""
+        ...
+
+    async def close(self) -> None:
+        """Write no further."""
+        ...
+
+
+class DraftedLM(LM, Protocol):
+    """A model that takes drafts of its answer, and verifies many of their tokens in one pass."""
+
+    tokenizer: Tokenizer
+
+    async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
+        """Begin to answer, or go on after an answer's first tokens, which are not written again."""
         ...
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import importlib
 import inspect
 import json
 import re
@@ -19,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from consort.cli import VERBS, command_line
+from consort.cli import VERBS, command_line, verb_module
 from consort.config import Config, DeviceConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.config_template import field_comments
@@ -38,6 +37,8 @@ MODULES = (
     "consort.federated.packets",
     "consort.federated.aggregate",
     "consort.federated.baselines",
+    "consort.bench.simulate",
+    "consort.bench.workload",
 )
 INTRODUCTION = """\
 # Reference
@@ -105,7 +106,7 @@ def _verbs() -> Iterator[str]:
     parser, verbs = command_line()
     yield from _arguments(parser._actions, leave_out={"help", "verb"})
     for verb, purpose in VERBS.items():
-        importlib.import_module(f"consort.cli.{verb}").add_arguments(verbs[verb])
+        verb_module(verb).add_arguments(verbs[verb])
         yield from (f"### `consort {verb}`", "", _prose(f"{purpose[0].upper()}{purpose[1:]}."), "")
         yield from _arguments(verbs[verb]._actions, leave_out={"help", "debug"})
         yield from _block(verbs[verb].epilog or "", language="text")

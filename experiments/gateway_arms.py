@@ -1,16 +1,17 @@
-"""The servers that `gateway_overhead.py` compares, each started as a process of its own."""
+"""What stands behind and beside the gateway in its experiments, each started as a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
 CHUNKS = 20
+PAUSE_S = 0.1  # between two chunks of the model called "slow"
 PIECES = [f"word{number} " for number in range(CHUNKS)]
 TEXT = "".join(PIECES)
 
@@ -70,9 +71,19 @@ class Upstream(asyncio.Protocol):
             if len(self.read) < size:
                 return
             body, self.read = self.read[end + 4 : size], self.read[size:]
-            is_stream = b'"stream":true' in body.replace(b" ", b"")
-            for part in STREAM if is_stream else [WHOLE]:
+            body = body.replace(b" ", b"")
+            if b'"model":"slow"' in body:
+                self.slowly(iter(STREAM))
+                return
+            for part in STREAM if b'"stream":true' in body else [WHOLE]:
                 self.transport.write(part)
+
+    def slowly(self, parts: Iterator[bytes]) -> None:
+        """A chunk, and after a pause the next."""
+        part = next(parts, None)
+        if part is not None and not self.transport.is_closing():
+            self.transport.write(part)
+            asyncio.get_running_loop().call_later(PAUSE_S, self.slowly, parts)
 
 
 async def run_upstream(port: int) -> None:
@@ -105,37 +116,17 @@ def bare(upstream: int) -> Any:
     return Starlette(routes=[Route("/v1/chat/completions", forward, methods=["POST"])])
 
 
-# ---- ours, with everything on
-
-
-def ours(port: int, upstream: int, folder: Path) -> uvicorn.Config:
-    """Edge and cloud are the upstream; the cascade asks the edge, scores its answer and gives it."""
-    from consort.config import Config
-    from consort.config_serve import ServeConfig, ServedModel
-    from consort.gateway.keys import Key, add_key
-    from consort.gateway.serve import open_service, server_config
-
-    url = f"http://127.0.0.1:{upstream}/v1"
-    far = ServedModel(name="far", model="far", base_url=url, price_in=0.2, price_out=0.8)
-    near = ServedModel(name="near", model="near", base_url=url)
-    serve = ServeConfig(port=port, state=str(folder), strategy="cascade", edges=(near,), cloud=far)
-    (folder / "key").write_text(add_key(folder / "keys.json", Key("bench", budget=1e9, per_minute=1e9)))
-    return server_config(open_service(Config(serve=serve)))
-
-
 def main() -> None:
     name, port = sys.argv[1], int(sys.argv[2])
     if name == "upstream":
         import uvloop
 
         uvloop.run(run_upstream(port))
-    elif name == "bare":
+    else:
         config = uvicorn.Config(
             bare(int(sys.argv[3])), port=port, log_level="warning", access_log=False, ws="none"
         )
         uvicorn.Server(config).run()
-    else:
-        uvicorn.Server(ours(port, int(sys.argv[3]), Path(sys.argv[4]))).run()
 
 
 if __name__ == "__main__":

@@ -2,81 +2,50 @@
 
 Before one upstream on loopback that answers at once stand, each one worker pinned to one core: the upstream
 itself, a bare pass-through (Starlette and aiohttp), ours with everything on (a key, ledger, metrics, the
-cascade, a receipt) and, where `--litellm` names its program, the LiteLLM proxy. Rounds alternate between
-them, so that a busy machine is busy for all. Processor time an answer is reported beside the rates: it does
-not depend on who else computes.
+cascade, a receipt) and the LiteLLM proxy, from PyPI in an environment of its own that the first run makes
+(some minutes, 1 GB). Rounds alternate between them, so that a busy machine is busy for all. Processor time an
+answer is reported beside the rates: it depends less on who else computes.
+
+Needs Linux, two cores, `taskset`, starlette and aiohttp; for figures worth printing, nothing else running.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import socket
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 
-from gateway_arms import CHUNKS, TEXT
+from gateway_arms import CHUNKS, PAUSE_S
+from gateway_load import (
+    CLIENT_CORE,
+    HERE,
+    Arm,
+    check,
+    ended,
+    free_port,
+    one,
+    request_bytes,
+    start,
+    start_ours,
+    start_upstream,
+)
 from provenance import commit, hardware
 
-RESULTS = Path(__file__).parent / "results"
-HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 SEED = 0  # nothing is random; the report's form wants it
-
-
-@dataclass
-class Arm:
-    name: str
-    port: int
-    process: subprocess.Popen[bytes]
-    headers: str = ""
-    model: str = "far"
-    samples: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, what: str, value: float) -> None:
-        self.samples.setdefault(what, []).append(value)
-
-    def cpu_s(self) -> float:
-        """Processor time of the arm so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def resident_mb(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def request_bytes(arm: Arm, *, stream: bool) -> bytes:
-    receipt = {"consort": {"receipt": True}} if arm.name == "ours" else {}
-    turns = [{"role": "user", "content": "When does the clinic open on Sundays, and whom do I call?"}]
-    body = json.dumps({"model": arm.model, "messages": turns, "stream": stream, **receipt}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n{arm.headers}\r\n"
-    )
-    return head.encode() + body
-
-
-async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: bytes) -> bytes:
-    """Ask on an open connection; returns the body, its chunks joined."""
-    writer.write(asked)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    assert head.startswith(b"http/1.1 200"), head[:200]
-    if b"content-length:" in head:
-        return await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
-    parts = []
-    while size := int((await reader.readline()).strip(), 16):
-        parts.append((await reader.readexactly(size + 2))[:-2])
-    await reader.readline()
-    return b"".join(parts)
+ENVIRONMENT = Path.home() / ".cache" / "consort-experiments" / "litellm"
+MASTER_KEY = "sk-0123456789abcdef0123456789abcdef"
+STREAMS = 500
 
 
 async def rate(arm: Arm, *, stream: bool, connections: int, seconds: float) -> tuple[float, list[float]]:
@@ -96,29 +65,35 @@ async def rate(arm: Arm, *, stream: bool, connections: int, seconds: float) -> t
     return len(times) / (time.perf_counter() - begin), times
 
 
-def check(body: bytes, *, stream: bool) -> None:
-    """No chunk lost or reordered."""
-    if not stream:
-        assert json.loads(body)["choices"][0]["message"]["content"] == TEXT, body[:300]
-        return
-    events = [line[6:] for line in body.split(b"\n\n") if line.startswith(b"data: {")]
-    said = [choice["delta"].get("content") or "" for e in events for choice in json.loads(e)["choices"]]
-    assert "".join(said) == TEXT, body[:300]
-    assert body.rstrip().endswith(b"data: [DONE]"), body[-100:]
-
-
-async def many_streams(arm: Arm, *, streams: int) -> float:
-    """So many streams at once, every one complete and in order; returns the seconds they took."""
-    asked = request_bytes(arm, stream=True)
+async def many_streams(arm: Arm) -> tuple[float, int]:
+    """So many streams at once of a model that takes its time, every one complete and in order; returns the
+    seconds they took and how many had begun before the first ended."""
+    asked = request_bytes(arm, stream=True, model="slow")
+    begun, begun_before_an_end = 0, 0
     begin = time.perf_counter()
 
     async def client() -> None:
+        nonlocal begun, begun_before_an_end
         reader, writer = await asyncio.open_connection("127.0.0.1", arm.port)
-        check(await one(reader, writer, asked), stream=True)
+        writer.write(asked)
+        first = await reader.readuntil(b"data: ")
+        begun += 1
+        rest = await reader.readuntil(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        begun_before_an_end = begun_before_an_end or begun
+        check((200, dechunked((first + rest).partition(b"\r\n\r\n")[2])), stream=True)
         writer.close()
 
-    await asyncio.gather(*(client() for _ in range(streams)))
-    return time.perf_counter() - begin
+    await asyncio.gather(*(client() for _ in range(STREAMS)))
+    return time.perf_counter() - begin, begun_before_an_end
+
+
+def dechunked(body: bytes) -> bytes:
+    parts = []
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        parts.append(rest[: int(size, 16)])
+        body = rest[int(size, 16) + 2 :]
+    return b"".join(parts)
 
 
 def measure(arms: list[Arm], options: argparse.Namespace) -> None:
@@ -137,60 +112,50 @@ def measure(arms: list[Arm], options: argparse.Namespace) -> None:
                 arm.note(f"{kind}_p50_ms", statistics.median(alone) * 1000)
 
 
-@contextlib.contextmanager
+@contextmanager
 def started(options: argparse.Namespace, folder: Path) -> Iterator[list[Arm]]:
     """Every arm, listening; all end with the block."""
-    upstream = free_port()
-    script = str(HERE / "gateway_arms.py")
-    arms = [start("upstream", upstream, [sys.executable, script, "upstream", str(upstream)])]
-    try:
-        for name in ("bare", "ours"):
-            port = free_port()
-            arms.append(
-                start(name, port, [sys.executable, script, name, str(port), str(upstream), str(folder)])
-            )
-        arms[-1].model = "consort"
-        arms[-1].headers = f"Authorization: Bearer {(folder / 'key').read_text()}\r\n"
-        if options.litellm:
-            arms.append(start_litellm(options.litellm, upstream, folder))
+    arms = [start_upstream()]
+    with ended(arms):
+        upstream, port = arms[0], free_port()
+        script = str(HERE / "gateway_arms.py")
+        arms.append(start("bare", port, [sys.executable, script, "bare", str(port), str(upstream.port)]))
+        arms.append(start_ours(folder, upstream))
+        if not options.without_litellm:
+            arms.append(start_litellm(options.litellm or litellm(), upstream, folder))
         yield arms
-    finally:
-        for arm in arms:
-            arm.process.terminate()
-            arm.process.wait(20)
 
 
-def start(name: str, port: int, command: list[str], wait_s: float = 60) -> Arm:
-    """One pinned process, up to where it listens."""
-    pinned = ["taskset", "-c", "0" if name == "upstream" else "1", *command]
-    arm = Arm(name, port, subprocess.Popen(pinned, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    end = time.monotonic() + wait_s
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return arm
-        if arm.process.poll() is not None:
-            raise SystemExit(f"{name} ended: {arm.process.stderr.read().decode()[-2000:]}")  # type: ignore[union-attr]
-        time.sleep(0.1)
-    raise SystemExit(f"{name} does not listen")
+def litellm() -> str:
+    """The program of LiteLLM's proxy, installed where it is not."""
+    program = ENVIRONMENT / "bin" / "litellm"
+    if not program.exists():
+        print(f"installing litellm[proxy] into {ENVIRONMENT}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", "litellm[proxy]"]
+        subprocess.run(pip, check=True)
+    return str(program)
 
 
-def start_litellm(program: str, upstream: int, folder: Path) -> Arm:
+def start_litellm(program: str, upstream: Arm, folder: Path) -> Arm:
     config = folder / "litellm.yaml"
     config.write_text(
         "model_list:\n  - model_name: far\n    litellm_params:\n      model: openai/far\n"
-        f"      api_base: http://127.0.0.1:{upstream}/v1\n      api_key: none\n"
-        "general_settings:\n  master_key: sk-0123456789abcdef0123456789abcdef\n"
+        f"      api_base: http://127.0.0.1:{upstream.port}/v1\n      api_key: none\n"
+        f"general_settings:\n  master_key: {MASTER_KEY}\n"
     )
     port = free_port()
-    arm = start("litellm", port, [program, "--config", str(config), "--port", str(port)], wait_s=180)
-    arm.headers = "Authorization: Bearer sk-0123456789abcdef0123456789abcdef\r\n"
+    arm = start("litellm", port, [program, "--config", str(config), "--port", str(port)], wait_s=300)
+    arm.headers = f"Authorization: Bearer {MASTER_KEY}\r\n"
     return arm
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def version_of(program: str) -> str:
+    code = "import importlib.metadata; print(importlib.metadata.version('litellm'))"
+    asked = subprocess.run(
+        [str(Path(program).with_name("python")), "-c", code], capture_output=True, text=True
+    )
+    return asked.stdout.strip()
 
 
 def summary(arms: list[Arm]) -> dict[str, dict[str, float]]:
@@ -204,57 +169,67 @@ def as_markdown(result: dict[str, object]) -> str:
     lines = [
         "# What the gateway costs",
         "",
-        f"Commit {result['commit']}, {result['hardware']}; one worker pinned to one core, 8 connections,",
-        f"{CHUNKS} chunks a stream; medians of {result['rounds']} alternating rounds. CPU: processor time of",
-        "the server an answer.",
+        f"Commit {result['commit']}, {result['hardware']}, Python {result['python']}.",
+        f"One worker pinned to one core, 8 connections, {CHUNKS} chunks a stream; medians of",
+        f"{result['rounds']} alternating rounds. CPU: processor time of the server an answer. Load average",
+        f"{result['load_before']:.1f} before the run, {result['load_after']:.1f} after it.",
         "",
         "| | requests/s | CPU ms | p50 alone, ms | streams/s | CPU ms | p50 alone, ms |",
         "|---|---|---|---|---|---|---|",
         *(_line(name, row) for name, row in arms.items()),
         "",
         f"Added at p50, alone: {added[0]:.2f} ms a request, {added[1]:.2f} ms a stream.",
-        f"500 streams at once, thrice: none lost or reordered, {result['many_s']:.1f} s; resident memory",
-        f"{result['resident_mb_before']:.0f} MB before all, {result['resident_mb_after']:.0f} MB after.",
+        f"{STREAMS} streams at once of a model that takes {CHUNKS * PAUSE_S:.1f} s, thrice: none lost or",
+        f"reordered, {result['at_once']} had begun before the first ended, all ended after",
+        f"{result['many_s']:.1f} s.",
     ]
     if lite := arms.get("litellm"):
         times = [ours[f"{kind}_per_s"] / lite[f"{kind}_per_s"] for kind in ("requests", "streams")]
-        lines.append(f"Against LiteLLM: {times[0]:.1f} times its requests/s, {times[1]:.1f} its streams/s.")
+        cpu = [lite[f"{kind}_cpu_ms"] / ours[f"{kind}_cpu_ms"] for kind in ("requests", "streams")]
+        lines += [
+            f"Against LiteLLM {result['litellm']}: {times[0]:.1f} times its requests/s and",
+            f"{times[1]:.1f} times its streams/s; {cpu[0]:.1f} and {cpu[1]:.1f} times less processor time.",
+        ]
     return "\n".join(lines) + "\n"
 
 
 def _line(name: str, row: dict[str, float]) -> str:
     cells = [name]
     for kind in ("requests", "streams"):
-        cells += [
-            f"{row[f'{kind}_per_s']:,.0f}",
-            f"{row[f'{kind}_cpu_ms']:.2f}",
-            f"{row[f'{kind}_p50_ms']:.2f}",
-        ]
+        rates, cpu, alone = (row[f"{kind}_{what}"] for what in ("per_s", "cpu_ms", "p50_ms"))
+        cells += [f"{rates:,.0f}", f"{cpu:.2f}", f"{alone:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--litellm", default="", metavar="PROGRAM", help="`litellm` of another environment")
+    parser.add_argument(
+        "--litellm", default="", metavar="PROGRAM", help="`litellm` of an environment at hand"
+    )
+    parser.add_argument("--without-litellm", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement")
     parser.add_argument("--dry", action="store_true", help="write no result")
     options = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    os.sched_setaffinity(0, {int(CLIENT_CORE)})
     with tempfile.TemporaryDirectory() as folder, started(options, Path(folder)) as arms:
-        ours = next(arm for arm in arms if arm.name == "ours")
-        before = ours.resident_mb()
         measure(arms, options)
-        many_s = statistics.median(asyncio.run(many_streams(ours, streams=500)) for _ in range(3))
+        ours = next(arm for arm in arms if arm.name == "ours")
+        many = [asyncio.run(many_streams(ours)) for _ in range(3)]
         result: dict[str, object] = {
             "commit": commit(),
             "hardware": hardware(),
+            "python": platform.python_version(),
             "seed": SEED,
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
             "rounds": options.rounds,
+            "litellm": "" if options.without_litellm else version_of(options.litellm or litellm()),
             "arms": summary(arms),
             "samples": {arm.name: arm.samples for arm in arms},
-            "many_s": many_s,
-            "resident_mb_before": before,
-            "resident_mb_after": ours.resident_mb(),
+            "many_s": statistics.median(seconds for seconds, _ in many),
+            "at_once": min(begun for _, begun in many),
         }
     print(as_markdown(result))
     if not options.dry:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from consort.bench.suite import public_rows
 from consort.config import RuntimeConfig
 from consort.models.local import load_model
 from consort.models.zoo import zoo_dir
@@ -100,3 +101,21 @@ def test_a_run_on_own_rows_leaves_models_that_learned_them_and_says_what_was_sen
             for path in (zoo_dir(base), tmp_path / "run" / "adapters" / name)
         )
         assert after > before
+
+
+def test_drafting_pays_on_a_near_link_and_not_on_a_far_one():
+    rows = re.findall(r"(\d+) ms: streamed ([\d.]+) s, drafted ([\d.]+) s", printed("simulate_network.py"))
+    assert [int(rtt_ms) for rtt_ms, _, _ in rows] == [20, 50, 100, 200]
+    for rtt_ms, streamed, _ in rows:  # a token a pass, half a round trip each way, next to nothing for bytes
+        assert float(streamed) == pytest.approx(400 * 0.04 + int(rtt_ms) / 1000, abs=0.001)
+    near, far = rows[0], rows[-1]
+    assert float(near[2]) < float(near[1]) / 1.5
+    assert float(far[2]) > float(far[1])
+
+
+def test_the_task_for_lm_eval_holds_rows_of_the_suite():
+    lines = (EXAMPLES / "lm_eval" / "intents.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    known = {(row.instruction, row.input, row.output) for row in public_rows(200, seed=5)}
+    assert len(rows) == 32
+    assert {(row["instruction"], row["input"], row["output"]) for row in rows} <= known

@@ -37,10 +37,14 @@ FRAMEWORKS = {
     "torch": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
     "transformers": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
     "peft": {"models/local.py", "models/zoo.py", "models/decoding", "training"},
+    "llama_cpp": {"models/gguf/library.py"},
     "flwr": {"federated/flower_app.py"},
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
-    "aiohttp": {"models/remote.py"},
+    "sklearn": {"inference/token_fit.py"},
+    "aiohttp": {"models/verifier.py"},
+    "httptools": {"models/connections.py"},
+    "msgpack": {"models/frames.py"},
     "uvicorn": {"gateway/serve.py"},
 }
 IMPORT_LIMIT_S = 0.150
@@ -106,6 +110,7 @@ def test_a_framework_is_imported_only_where_it_belongs(framework: str) -> None:
 def test_models_and_training_load_without_torch_until_it_is_used() -> None:
     code = (
         "import sys, consort.cli, consort.preflight.data, consort.models.zoo, consort.doctor;"
+        "import consort.models.gguf.model, consort.models.decoding.lm;"
         "import consort.gateway.serve, consort.gateway.strategies, consort.inference.redaction;"
         "sys.exit('torch' in sys.modules)"
     )

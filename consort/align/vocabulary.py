@@ -53,13 +53,7 @@ class Vocabulary:
         # the post-processor adds tokens and trims offsets; truncation and padding would hide text
         spec |= {"post_processor": None, "truncation": None, "padding": None}
         model, added = spec["model"], spec.get("added_tokens") or []
-        entries = model["vocab"]
-        if isinstance(entries, list):
-            vocab = {token: index for index, (token, _) in enumerate(entries)}
-            _make_unreachable(entries)
-        else:
-            vocab = dict(entries)
-        vocab |= {entry["content"]: entry["id"] for entry in added}
+        vocab = _tokens(spec)
         special = {entry["id"] for entry in added if entry.get("special")}
         if not special:  # a file that names none: by convention
             special = {vocab[token] for token in _CONTROLS & vocab.keys()}
@@ -67,18 +61,46 @@ class Vocabulary:
             index for index in (model.get("unk_id"), vocab.get(model.get("unk_token"))) if index is not None
         }
         eos_id = vocab.get(eos) if eos else next((vocab[token] for token in _ENDS if token in vocab), None)
+        if isinstance(model["vocab"], list):
+            _make_unreachable(model["vocab"])
+        return cls._made(spec, eos_id, frozenset(special), vocab)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Vocabulary:
+        """What `to_json` wrote: the same tokenizer, as its `sha256` says. ModelError if it is none."""
+        try:
+            said = json.loads(text)
+            spec, special = said["spec"], frozenset(said["special_ids"])
+            return cls._made(spec, said["eos_id"], special, _tokens(spec))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"this is no tokenizer ({type(error).__name__})") from error
+
+    @classmethod
+    def _made(
+        cls, spec: Json, eos_id: int | None, special: frozenset[int], vocab: dict[str, int]
+    ) -> Vocabulary:
         digest = hashlib.sha256(json.dumps([spec, eos_id], sort_keys=True).encode()).hexdigest()
-        table = token_bytes(spec, vocab, frozenset(special))
-        return cls(table, eos_id, frozenset(special), digest, spec)
+        return cls(token_bytes(spec, vocab, special), eos_id, special, digest, spec)
+
+    def to_json(self) -> str:
+        """Everything there is to know, for another machine."""
+        said = {"spec": self.spec, "eos_id": self.eos_id, "special_ids": sorted(self.special_ids)}
+        return json.dumps(said, ensure_ascii=False)
 
     @property
     def size(self) -> int:
         """Ids run from 0 to size - 1; a model may have more rows in its head than this."""
         return len(self.token_bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone: no special tokens added, none recognised inside it."""
-        return list(self._encoder.encode(_checked(text), add_special_tokens=False).ids)
+    def encode(self, text: str, *, beginning: bool = True) -> list[int]:
+        """Ids of `text` alone: no special tokens added, none recognised inside it. Not `beginning`: without
+        the space that some tokenizers put before a text's first word."""
+        encoder = self._encoder if beginning else self._inner_encoder
+        return list(encoder.encode(_checked(text), add_special_tokens=False).ids)
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of `text` inside a longer one, behind a place where a token ends: no space before it."""
+        return list(self._inner_encoder.encode(_checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens, and without the space that encoding puts before the first
@@ -153,6 +175,15 @@ def _read(tokenizer: Any) -> tuple[Json, str | None]:
             hint="convert it to a fast tokenizer (tokenizer.json)",
         )
     return json.loads(backend.to_str()), getattr(tokenizer, "eos_token", None)
+
+
+def _tokens(spec: Json) -> dict[str, int]:
+    entries = spec["model"]["vocab"]
+    if isinstance(entries, list):
+        vocab = {token: index for index, (token, _) in enumerate(entries)}
+    else:
+        vocab = dict(entries)
+    return vocab | {entry["content"]: entry["id"] for entry in spec.get("added_tokens") or []}
 
 
 def _configured_eos(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,17 @@ class Standing:
     edge_share: float
     quality: Score
     eur: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints; intervals are of 95 %."""
+        row: dict[str, Any] = {
+            "strategy": self.name,
+            "quality": self.quality.mean,
+            "quality_interval": self.quality.interval,
+            "edge_share": self.edge_share,
+            "eur_per_request": self.eur,
+        }
+        return row if self.judged is None else row | self.judged.to_json()
 
 
 def strategies(data: Pair, *, folds: int = 10, seed: int = 0) -> list[Strategy]:

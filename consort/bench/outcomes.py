@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consort.errors import DataError
+from consort.files import whole_file
 from consort.inference.evidence import Evidence, Group
 from consort.problems import nearest, shown
 
@@ -112,6 +113,13 @@ def read_outcomes(path: Path) -> list[Outcome]:
             "no outcome in this file", where=str(path), hint='a row: {"prompt": ..., "scores": {...}}'
         )
     return rows
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """The rows that `read_outcomes` reads."""
+    with whole_file(path) as file:
+        for outcome in outcomes:
+            file.write(json.dumps(asdict(outcome), ensure_ascii=False).encode() + b"\n")
 
 
 def pair(outcomes: Sequence[Outcome], *, small: str = "", large: str = "", where: str = "") -> Pair:

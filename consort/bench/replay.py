@@ -5,6 +5,8 @@ its call or its label. What the ledger does not know of a request is drawn from 
 the figure says so, with an interval over draws. Quality is read off the labels alone, with an interval that
 holds for any number of them. Assumes that models answer as they did, and that their pace does not depend on
 who else is asked. Requests that asked for a model by name, failed, or could not be decided stay as they were.
+Speculation is a strategy to replay from (the answer is the cloud's own), not one to replay to: how soon its
+drafts would have been accepted is in no ledger. Nor are the tokens of deferral and mixture.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
         money=money,
         p50_s=p50_s,
         p95_s=p95_s,
-        quality=_quality(graded, edge_share, seed=seed),
+        # an answer that edge and cloud wrote together may be worth anything
+        quality=None if any(case.is_shared for case in cases) else _quality(graded, edge_share, seed=seed),
         labels=len(graded),
         guessed=_guessed(groups),
     )

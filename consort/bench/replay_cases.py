@@ -28,6 +28,7 @@ _BOUND = {
     *(("route", event) for event in ("unable", "failed")),
     *(("takeover", event) for event in ("broke", "stalled")),
 }
+SHARED = frozenset({"defer", "mix"})  # whose answers several models wrote: no call of theirs is an answer
 SHADOW_HINT = "set serve.shadow_share, so that some requests are answered by both"
 
 
@@ -45,13 +46,14 @@ class Policy:
 @dataclass(frozen=True, slots=True)
 class Case:
     """One request under the policy: what is known, and what must be drawn: a call of one side, or a whole
-    label under (strategy, threshold)."""
+    label under (strategy, threshold). `at_edge`: the cloud wrote nothing of it."""
 
     cost: float
     seconds: float
     at_edge: bool
     draw: Side | tuple[Strategy, float] | None = None
     was_decided: bool = False
+    is_shared: bool = False  # by edge and cloud, token by token: no label tells its worth
 
 
 class Known:
@@ -90,10 +92,10 @@ class Known:
         """One request under the policy."""
         calls: Sequence[Any] = row.calls
         cost = math.fsum(map(self._cost, calls)) if self.policy.prices else row.cost
-        served = Case(cost, row.latency_s, all(call["side"] == "edge" for call in calls))
+        at_edge = not row.cloud_tokens and all(call["side"] == "edge" for call in calls)
         strategy, threshold, score = self._decision(row)
         if strategy is None:
-            return served
+            return Case(cost, row.latency_s, at_edge, is_shared=row.strategy in SHARED)
         label = self.labels.get(row.id)
         if strategy in ("route", "cascade") and score is None:
             score = None if label is None else self.score(label, strategy)
@@ -101,8 +103,9 @@ class Known:
                 return Case(0.0, 0.0, False, (strategy, threshold), True)
         path = path_of(strategy, score is None or score >= threshold)
         at_edge = path[-1] == "small"
-        if [call["side"] for call in calls] == ["edge" if side == "small" else "cloud" for side in path]:
-            return Case(served.cost, served.seconds, at_edge, None, True)
+        took = [call["side"] for call in calls if row.strategy not in SHARED]
+        if took == ["edge" if side == "small" else "cloud" for side in path]:
+            return Case(cost, row.latency_s, at_edge, None, True)
         had = self._had(row, label)
         # what the request took beside its models' time stays
         seconds = max(0.0, row.latency_s - sum(call["answer_s"] for call in calls))
@@ -206,7 +209,8 @@ def path_of(strategy: Strategy, kept: bool) -> tuple[Side, ...]:
 
 
 def _done(row: Row) -> list[Mapping[str, Any]]:
-    return [call for call in row.calls if call["outcome"] == "done"]
+    """The calls that are whole answers."""
+    return [call for call in row.calls if call["outcome"] == "done" and row.strategy not in SHARED]
 
 
 def _call(label: Label, side: Side) -> Mapping[str, float]:

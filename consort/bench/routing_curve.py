@@ -28,6 +28,10 @@ class Interval:
     low: float
     high: float
 
+    def to_json(self, name: str) -> dict[str, object]:
+        """The value under `name`, its interval beside it."""
+        return {name: self.value, f"{name}_interval": (self.low, self.high)}
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f}, {self.high:.3f})"
 
@@ -63,6 +67,11 @@ class Judged:
     cpt50: Interval
     cpt80: Interval
     curve: Curve
+
+    def to_json(self) -> dict[str, object]:
+        """The three figures, each with its interval."""
+        figures = {"apgr": self.apgr, "cpt50": self.cpt50, "cpt80": self.cpt80}
+        return {key: value for name, figure in figures.items() for key, value in figure.to_json(name).items()}
 
 
 def routing_curve(need: Array, gains: Array) -> Curve:

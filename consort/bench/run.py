@@ -23,13 +23,14 @@ from consort.bench.card import environment, model_card
 from consort.bench.inputs import input_hashes
 from consort.bench.report import write_report
 from consort.bench.results import RunResult
+from consort.bench.served import ADAPTERS, CLOUD, SERVED, served_here
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
 from consort.federated.baselines import Site, alone
 from consort.federated.cloud import Cloud
 from consort.federated.co_plms import Outcome, co_tune
-from consort.federated.journal import Compute, Entry, Journal
+from consort.federated.journal import Compute, Entry, Journal, Step
 from consort.federated.party import Device, PrivateRows
 from consort.federated.workers import side_by_side
 from consort.files import whole_file
@@ -44,7 +45,7 @@ from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
 
-CLOUD = "cloud"  # the LLM's name among the parties
+APART = "tuned-alone"  # kind of a step
 
 
 class Run:
@@ -66,17 +67,21 @@ class Run:
     def execute(self) -> RunResult:
         """All steps in order; the result is also on disk when this returns."""
         proxy_dir = self._proxy_dir()
-        self.report("measuring every model before tuning")
-        before, cloud_before = self._answers("before", {}, {})
-        self.report("every device tunes alone")
-        apart, _ = self._answers("alone", self._alone(), None)
+        self.report("every device tunes alone, every model is measured as it is")
+        first = self._done(self._alone() | self._asking("before", {}, {}))
+        apart = {name: load_tensors(first[f"{APART}/{name}"].payload) for name in self.data.devices}
         outcome, weights = self._co_tune(proxy_dir)
         self.report("measuring every model after co-tuning")
-        after, cloud_after = self._answers("after", weights, outcome.cloud.llm)
+        last = self._done(
+            self._asking("after", weights, outcome.cloud.llm) | self._asking("alone", apart, None)
+        )
+        before, cloud_before = self._told(first, "before")
+        alone, _ = self._told(last, "alone")
+        after, cloud_after = self._told(last, "after")
         result = run_result(
             self.config,
             self.data,
-            Answers(before, apart, after, cloud_before, cloud_after),
+            Answers(before, alone, after, cloud_before, cloud_after),
             outcome.traffic,
             seconds=time.monotonic() - self.started,
             run_dir=self.run_dir,
@@ -108,22 +113,26 @@ class Run:
         self.journal.once("proxy", work)
         return folder
 
-    def _alone(self) -> dict[str, Weights]:
-        """Every SLM tuned on its own rows, by device."""
-        names = {
-            f"tuned-alone/{device.name}": (
-                device.name,
+    def _done(self, steps: Mapping[str, Step]) -> dict[str, Entry]:
+        """Steps of which none needs another, side by side: the more at once, the less a worker waits."""
+
+        def on_new(key: str, entry: Entry) -> None:
+            kind, _, name = key.partition("/")
+            if kind == APART:
+                self.report(f"{name} has tuned alone")
+
+        return self.journal.once_each(steps, self.compute, on_new=on_new)
+
+    def _alone(self) -> dict[str, Step]:
+        """Every SLM tuned on its own rows."""
+        return {
+            f"{APART}/{device.name}": partial(
+                _tuned_alone,
+                self.config,
                 Site(device, self._private(device), self._seed(number)),
             )
             for number, device in enumerate(self.config.devices)
         }
-
-        def on_new(key: str, entry: Entry) -> None:
-            self.report(f"{names[key][0]} has tuned alone")
-
-        steps = {key: partial(_tuned_alone, self.config, site) for key, (_, site) in names.items()}
-        entries = self.journal.once_each(steps, self.compute, on_new=on_new)
-        return {name: load_tensors(entries[key].payload) for key, (name, _) in names.items()}
 
     def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:
         config = self.config
@@ -150,14 +159,12 @@ class Run:
         states = {device.name: device.state() for device in devices}
         return outcome, {name: state.slm if state else {} for name, state in states.items()}
 
-    def _answers(
-        self, when: str, slms: Mapping[str, Weights], llm: Weights | None
-    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Every device's SLM on its own test rows, by device; and the LLM, unless None, on every device's and
-        the public ones, by set."""
+    def _asking(self, when: str, slms: Mapping[str, Weights], llm: Weights | None) -> dict[str, Step]:
+        """Every device's SLM on its own test rows; and first, as it takes longest, the LLM, unless None, on
+        every device's and the public ones."""
         config, rows = self.config, self.data.devices
         asked = {name: each.test for name, each in rows.items()} | {PUBLIC: self.data.public_test}
-        steps = {}
+        steps: dict[str, Step] = {}
         if llm is not None:
             sets = {name: samples for name, samples in asked.items() if samples}
             steps[f"{when}/{CLOUD}"] = partial(_answered, config, CLOUD, config.cloud, llm, sets)
@@ -166,9 +173,18 @@ class Run:
             steps[f"{when}/{name}"] = partial(
                 _answered, config, name, device.slm, weights, {name: asked[name]}
             )
-        entries = self.journal.once_each(steps, self.compute)
-        texts = {key: json.loads(entry.payload) for key, entry in entries.items()}
-        return {name: texts[f"{when}/{name}"][name] for name in rows}, texts.get(f"{when}/{CLOUD}", {})
+        return steps
+
+    def _told(
+        self, entries: Mapping[str, Entry], when: str
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The devices' own answers by device, and the LLM's by set."""
+
+        def answers(party: str) -> dict[str, list[str]]:
+            entry = entries.get(f"{when}/{party}")
+            return json.loads(entry.payload) if entry else {}
+
+        return {name: answers(name)[name] for name in self.data.devices}, answers(CLOUD)
 
     def _private(self, device: DeviceConfig) -> PrivateRows:
         rows = self.data.devices[device.name]
@@ -180,8 +196,8 @@ class Run:
     def _keep(
         self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult
     ) -> None:
-        """Adapters, card and page: what a person takes from a run."""
-        folder = self.run_dir / "adapters"
+        """Adapters, how to serve them, card and page: what a person takes from a run."""
+        folder = self.run_dir / ADAPTERS
         proxy = load_proxy(
             proxy_dir,
             self.config.proxy,
@@ -201,6 +217,7 @@ class Run:
                 save_adapter(model, OWN, folder / model.name, base=config.model)
             else:
                 save_model(model, folder / model.name)
+        _keep_text(self.run_dir / SERVED, dump_config(served_here(self.config)))
         _keep_text(self.run_dir / "README.md", model_card(result, self.config))
         _keep_text(self.run_dir / "result.json", json.dumps(result.to_json()) + "\n")
         write_report(self.run_dir, result)

@@ -13,24 +13,26 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from consort import __version__
 from consort.errors import ConsortError, MissingExtraError
 from consort.problems import nearest
 
 VERBS = {
-    "demo": "watch a tiny bundled consort make itself better: no network, no key, no download",
+    "demo": "watch a tiny bundled consort make itself better, then answer: no network, no key, no download",
     "init": "write a commented configuration",
     "check": "find every mistake in a configuration, its data and its models, before training",
     "doctor": "what is installed, what is missing, and the command that repairs it",
     "tune": "co-tune the models of a configuration on their data",
     "eval": "measure a model or adapter: Rouge-L, exact match, perplexity",
     "calibrate": "learn from outcomes who should answer, and keep goals of quality, cost and latency",
-    "bench": "compare ways of deciding who answers on outcomes: quality, cost, APGR, CPT",
+    "bench": "compare strategies, live on prompts or on outcomes: quality, cost, latency, APGR, CPT",
     "chat": "talk to a model or adapter",
     "serve": "answer behind one OpenAI-compatible endpoint",
     "replay": "what yesterday's ledger would have been under another policy, before switching",
     "keys": "make, list and revoke the keys of the endpoint",
+    "verify-receipt": "prove that an answer written with drafts is the cloud model's own",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",
 }
 
@@ -74,10 +76,15 @@ def _run(words: list[str]) -> int:
     if not verb:
         parser.parse_args(words)  # --help and --version leave here
         parser.error("a verb is missing; `consort --help` lists them")
-    module = importlib.import_module(f"consort.cli.{verb}")
+    module = verb_module(verb)
     module.add_arguments(verbs[verb])
     code: int = module.run(parser.parse_args(words))
     return code
+
+
+def verb_module(verb: str) -> ModuleType:
+    """The file of a verb."""
+    return importlib.import_module(f"consort.cli.{verb.replace('-', '_')}")
 
 
 def command_line() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

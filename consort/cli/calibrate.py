@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    add_pair_arguments(parser, optional=True)
+    parser.add_argument(
+        "outcomes", type=Path, nargs="?", help='JSONL: {"prompt", "scores": {model: score}, "answers"?}'
+    )
+    add_pair_arguments(parser)
     parser.add_argument(
         "--ledger", type=Path, metavar="DIR", help="learn from the labels of this ledger (serve.shadow_share)"
     )
@@ -54,10 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pair_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The outcomes, the two models and their prices, as `consort bench` takes them too."""
-    rows = 'JSONL: {"prompt", "scores": {model: score}, "answers"?}'
-    parser.add_argument("outcomes", type=Path, nargs="?" if optional else None, help=rows)
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two models of the outcomes and their prices, as `consort bench` takes them too."""
     parser.add_argument(
         "--small", default="", metavar="NAME", help="default: of two models, the one that scores less"
     )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.style import Style
+
 from consort.config import RuntimeConfig
 from consort.errors import ConfigError
-from consort.types import Message
+from consort.models.gguf.file import is_gguf
+from consort.types import Chunk, Consort, Message, Note, Request
 
 if TYPE_CHECKING:
-    from consort.models.local import LocalModel
+    from consort.models.decoding.lm import Decodable, LocalLM
 
 DEFAULT_MODEL = "zoo:cloud"
+DRAFTED, STRUCK = Style(color="green"), Style(color="red", dim=True, strike=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
-        help=f"Hub id, zoo:NAME, or directory of a model or adapter; default: {DEFAULT_MODEL}",
+        help=f"Hub id, zoo:NAME, GGUF file, or directory of a model or adapter; default: {DEFAULT_MODEL}",
     )
     parser.add_argument(
         "prompt", nargs="?", help="ask this once; default: standard input if piped, else talk"
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
+    parser.add_argument(
+        "--drafter", default="", metavar="MODEL", help="drafts for the model: same answer, authors in colour"
+    )
     parser.add_argument("--system", default="", metavar="TEXT", help="instructions before the conversation")
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, metavar="N", help="longest answer, default: 64"
@@ -44,30 +55,128 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer to stdout as it is written; everything else goes to stderr."""
+    with contextlib.closing(_Talk(args)) as talk:
+        opening = [Message("system", args.system)] if args.system else []
+        prompt = (
+            args.prompt
+            if args.prompt is not None
+            else None
+            if sys.stdin.isatty()
+            else sys.stdin.read().strip()
+        )
+        if prompt is not None:
+            talk.answer([*opening, Message("user", prompt)])
+            return 0
+        print(
+            f"{talk.lm.name}. An empty line or Ctrl-D ends; /new forgets the conversation.", file=sys.stderr
+        )
+        turns = list(opening)
+        while asked := _ask():
+            if asked == "/new":
+                turns = list(opening)
+                continue
+            turns.append(Message("user", asked))
+            turns.append(Message("assistant", talk.answer(turns)))
+    return 0
+
+
+class _Talk:
+    """A model, perhaps with a drafter, that answers to the terminal."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from consort.models.decoding.lm import LocalLM
+
+        model = _load(args, args.model, args.adapter)
+        if args.max_new_tokens >= model.context_tokens:
+            raise ConfigError(
+                f"--max-new-tokens {args.max_new_tokens} leaves no room for a question",
+                where=model.name,
+                hint=f"its context is {model.context_tokens} tokens",
+            )
+        self.lm = LocalLM(model, answers=1, sessions=0)
+        self._drafter: LocalLM | None = None
+        if args.drafter:
+            self._drafter = LocalLM(_load(args, args.drafter, None), answers=1, sessions=1)
+        self._args, self._room = args, self.lm.context_tokens - args.max_new_tokens
+        self._terminal = Console()  # which honours NO_COLOR
+
+    def close(self) -> None:
+        """Stop the models' threads."""
+        self.lm.close()
+        if self._drafter is not None:
+            self._drafter.close()
+
+    def answer(self, turns: Sequence[Message]) -> str:
+        """Write the answer as it comes; returns it whole. A long conversation loses its oldest turns."""
+        args = self._args
+        request = Request(
+            self._fitting(turns),
+            max_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
+        pieces: list[str] = []
+
+        async def work() -> None:
+            async for chunk in self._chunks(request):
+                self._show(chunk)
+                pieces.append(chunk.text)
+
+        asyncio.run(work())
+        print(flush=True)
+        return "".join(pieces)
+
+    def _chunks(self, request: Request) -> AsyncIterator[Chunk]:
+        if self._drafter is None:
+            return self.lm.stream(request)
+        from consort.inference.pace import TRIAL_TOKENS, Pace
+        from consort.inference.speculative import speculate
+        from consort.models.decoding.drafters import ModelDrafter
+
+        # a short answer is to be drafted from its first token on
+        drafted_by = ModelDrafter(self._drafter, self.lm.tokenizer), Pace(plain_tokens=TRIAL_TOKENS)
+        return speculate(lambda cloud: drafted_by)(request, Consort((), self.lm, _tell))
+
+    def _fitting(self, turns: Sequence[Message]) -> tuple[Message, ...]:
+        from consort.models.decoding.prompt import prompt_ids
+
+        kept = list(turns)
+        begin = int(kept[0].role == "system")
+        while len(kept) > begin + 1 and len(prompt_ids(self.lm.model, Request(tuple(kept)))) > self._room:
+            del kept[begin : begin + 2]  # a question with its answer
+        return tuple(kept)
+
+    def _show(self, chunk: Chunk) -> None:
+        """Text in its author's colour, and on a terminal what was drafted in vain."""
+        drafted = self._drafter is not None and chunk.model == self._drafter.name
+        colours = self._terminal.is_terminal and not self._terminal.no_color
+        shown = DRAFTED.render(chunk.text) if drafted and colours else chunk.text
+        struck = STRUCK.render(chunk.struck) if colours else ""
+        print(shown + struck, end="", flush=True)  # text as it is: rich would widen its tabs
+
+
+def _tell(note: Note) -> None:
+    told = note.values
+    print(
+        f"\n{told['drafter']} drafted {told['drafted']} tokens, {told['accepted']} are in the answer, "
+        f"{told['passes']} passes" + (f"; stopped: {told['off']}" if told["off"] else ""),
+        end="",
+        file=sys.stderr,
+    )
+
+
+def _load(args: argparse.Namespace, model: str, adapter: Path | None) -> Decodable:
+    runtime = RuntimeConfig(device=args.device)
+    if is_gguf(model):
+        if adapter is not None:
+            hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
+            raise ConfigError("an adapter cannot be put on a GGUF file", where=model, hint=hint)
+        from consort.models.gguf.model import load_gguf
+
+        return load_gguf(model, runtime=runtime, chat_template=args.chat_template)
     from consort.training.tuned import load_tuned
 
-    model = load_tuned(
-        args.model,
-        adapter=args.adapter,
-        runtime=RuntimeConfig(device=args.device),
-        chat_template=args.chat_template,
-    )
-    opening = [Message("system", args.system)] if args.system else []
-    prompt = (
-        args.prompt if args.prompt is not None else None if sys.stdin.isatty() else sys.stdin.read().strip()
-    )
-    if prompt is not None:
-        _answer(model, [*opening, Message("user", prompt)], args)
-        return 0
-    print(f"{model.name}. An empty line or Ctrl-D ends; /new forgets the conversation.", file=sys.stderr)
-    turns = list(opening)
-    while asked := _ask():
-        if asked == "/new":
-            turns = list(opening)
-            continue
-        turns.append(Message("user", asked))
-        turns.append(Message("assistant", _answer(model, turns, args)))
-    return 0
+    return load_tuned(model, adapter=adapter, runtime=runtime, chat_template=args.chat_template)
 
 
 def _ask() -> str:
@@ -75,26 +184,3 @@ def _ask() -> str:
         return input("> ").strip()
     except EOFError:
         return ""
-
-
-def _answer(model: LocalModel, turns: list[Message], args: argparse.Namespace) -> str:
-    """Write the answer as it comes; returns it whole. A long conversation loses its beginning."""
-    from consort.models.decoding.stream import stream_text
-    from consort.training.data import Sample, prompt_ids
-
-    room = model.context_tokens - args.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"--max-new-tokens {args.max_new_tokens} leaves no room for a question",
-            where=model.name,
-            hint=f"its context is {model.context_tokens} tokens",
-        )
-    ids = prompt_ids(Sample(tuple(turns), None), model)[-room:]
-    pieces = []
-    for piece in stream_text(
-        model, ids, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
-    ):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print(flush=True)
-    return "".join(pieces)

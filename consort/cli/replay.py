@@ -179,7 +179,7 @@ def _tell(was: Replayed, would: Replayed, policy: Policy, goals: Calibration | N
         table.add_row(name, _shown(before, form), _shown(after, form), _kind(name, after, would))
     Console().print(table)
     if would.quality is None:
-        print("agreement is not known without labels: set serve.shadow_share")
+        print("agreement is known from labels alone (serve.shadow_share), and never of defer and mix")
     print("agreement: of the answers with the cloud's, 1 where they say the same")
     for word, count in would.guessed.items():
         print(f"{count} requests lacked {word}: drawn from those that have one")
@@ -194,7 +194,7 @@ def _shown(figure: Figure | None, form: str) -> str:
 
 def _kind(name: str, figure: Figure | None, would: Replayed) -> str:
     if figure is None:
-        return "no labels"
+        return "not known"
     if name.startswith("agreement"):
         return f"from {would.labels} labels"
     return "exact" if figure.is_exact else "estimated"

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as a.b=c"
     )
+    parser.add_argument("--role", choices=("gateway", "cloud"), help="cloud: verify other gateways' drafts")
     parser.add_argument("--host", metavar="ADDRESS", help="default: serve.host")
     parser.add_argument("--port", type=int, help="default: serve.port")
     parser.add_argument("--strategy", metavar="NAME", help="what the model name `consort` means")
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from consort.gateway.serve import serve
 
     config = load_config(args.file or os.devnull, args.set)  # without a file: an empty one, and --set
-    given = {name: getattr(args, name) for name in ("host", "port", "strategy", "state")}
+    given = {name: getattr(args, name) for name in ("role", "host", "port", "strategy", "state")}
     changes = {name: value for name, value in given.items() if value is not None}
     serve(replace(config, serve=replace(config.serve, **changes)))
     return 0

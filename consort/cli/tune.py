@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     progress = Console(stderr=True)
     for problem in found.problems:
         progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
-    co_tune_and_print(found.config, run_data(found.config, found.rows), args)
+    result = co_tune_and_print(found.config, run_data(found.config, found.rows), args)
+    if args.json:
+        print(json.dumps(result.to_json()))
     return 0
 
 
@@ -69,8 +71,6 @@ def co_tune_and_print(config: Config, data: RunData, args: argparse.Namespace) -
         result = run_co_tuning(config, data, run_dir, resume=args.resume, report=report)
     print_result(result, Console())
     progress.print(f"report: {run_dir / 'report.html'}", markup=False)
-    if args.json:
-        print(json.dumps(result.to_json()))
     return result
 
 

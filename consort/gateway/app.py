@@ -6,34 +6,33 @@ request.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import Any
 
 import orjson
 
 from consort.errors import AccessError, ConsortError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
+from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
 from consort.gateway.keys import LOCAL, Key
 from consort.gateway.ollama import parse_chat, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
+from consort.gateway.openapi import description
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service
+from consort.gateway.verifier import AsgiSocket, converse
 from consort.types import Request
 
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
-POLICY = (
-    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    b"img-src data:; base-uri 'none'; form-action 'none'"
-)
-HTML: Headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY)]
+HTML = (b"content-type", b"text/html; charset=utf-8")
 
 
 def create_app(service: Service) -> App:
@@ -59,18 +58,25 @@ class _Gateway:
             "/overview": lambda: (JSON, orjson.dumps(overview(service), default=str)),
             "/api/tags": lambda: (JSON, orjson.dumps(tags(service))),
         }
+        if service.pool is not None:
+            tokenizer = service.pool.vocabulary.to_json().encode()
+            self._gets["/v1/tokenizer"] = lambda: (JSON, tokenizer)
         self._open: dict[str, Callable[[], tuple[Headers, bytes]]] = {  # without a key
             "/health": lambda: (JSON, b'{"status":"ok"}'),
             "/api/version": lambda: (
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
-            "/": lambda: (HTML, files("consort.gateway").joinpath("dashboard.html").read_bytes()),
+            "/openapi.json": lambda: (JSON, orjson.dumps(description())),
+            "/": self._dashboard,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._sessions(scope, receive, send)
             return
         if scope["type"] != "http":
             return
@@ -84,7 +90,7 @@ class _Gateway:
         parse_body = self._posts.get(path)
         if parse_body is not None and method == "POST":
             key = self._enter(scope)
-            asked, form = parse_body(await self._body(scope, receive))
+            asked, form = parse_body(await self._body(receive))
             exchange = self._service.begin(asked, key)
             shape: Form = form(exchange)
             await answer(exchange, shape, receive, send, self._cors())
@@ -97,13 +103,29 @@ class _Gateway:
                 404, RequestError("nothing is served here", where=path[:100], hint="see /v1/models")
             )
         elif shown is None or method not in ("GET", "HEAD"):
-            allowed = "POST" if shown is None else "GET"
-            raise _status(405, RequestError(f"only {allowed} is served here", where=path[:100]))
+            raise _status(405, RequestError(f"only {self._allowed(path)} is served here", where=path[:100]))
         else:
             if path not in self._open:
                 self._enter(scope)
             headers, body = shown()
-            await self._plain(send, 200, headers, b"" if method == "HEAD" else body)
+            await self._plain(send, 200, headers, body, is_shown=method == "GET")
+
+    def _allowed(self, path: str) -> str:
+        return "POST" if path in self._posts else "GET, HEAD"
+
+    async def _sessions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A drafter's connection; closed before it is open where it may not be."""
+        await receive()
+        pool = self._service.pool
+        try:
+            if pool is None or scope["path"] != "/v1/sessions":
+                raise _status(404, RequestError("no sessions here", hint="consort serve --role cloud"))
+            key = self._enter(scope)
+        except ConsortError:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.accept"})
+        await converse(AsgiSocket(receive, send), pool, key)
 
     # ---- what is asked
 
@@ -123,7 +145,14 @@ class _Gateway:
             raise _status(403, AccessError("pages of other sites may not ask here", hint=hint))
         return key
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._service.config.deadline_s):
+                return await self._whole_body(receive)
+        except TimeoutError:
+            raise _status(408, RequestError("the request did not come whole in time")) from None
+
+    async def _whole_body(self, receive: Receive) -> bytes:
         limit = self._service.config.max_body_kb << 10
         parts, size, more = [], 0, True
         while more:
@@ -145,6 +174,10 @@ class _Gateway:
         return parse_chat(body, defaults=self._defaults, unsaid=self._unsaid)
 
     # ---- what is shown
+
+    def _dashboard(self) -> tuple[Headers, bytes]:
+        html, policy = page()
+        return [HTML, (b"content-security-policy", policy)], html
 
     def _models(self) -> tuple[Headers, bytes]:
         rows = [self._model_row(name) for name in self._service.names()]
@@ -181,15 +214,21 @@ class _Gateway:
         is_ollama = scope["path"].startswith("/api/")
         body = orjson.dumps({"error": str(error)}) if is_ollama else error_object(error)
         more: Headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
+        if error.http_status == 405:
+            more.append((b"allow", self._allowed(scope["path"]).encode()))
+        if error.http_status in (408, 413):  # the rest of the request is not read
+            more.append((b"connection", b"close"))
         if error.http_status in (429, 503):
             more.append((b"retry-after", b"1"))
         await self._plain(send, error.http_status, JSON + more, body)
 
-    async def _plain(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+    async def _plain(
+        self, send: Send, status: int, headers: Headers, body: bytes, *, is_shown: bool = True
+    ) -> None:
         told = [*headers, (b"content-length", b"%d" % len(body)), *self._cors()]
         told.append((b"x-content-type-options", b"nosniff"))
         await send({"type": "http.response.start", "status": status, "headers": told})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": body if is_shown else b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Starting is done before; stopping gives connections and ledger back."""
@@ -207,7 +246,8 @@ async def close(service: Service) -> None:
     """Give back what the service holds: the labeller, the models' connections, the ledger."""
     if service.shadow is not None:
         await service.shadow.close()
-    for lm in service.models:
+    guides = (service.guides.base,) if service.guides else ()  # the tuned one is the proxy
+    for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *guides):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

@@ -16,9 +16,11 @@ import orjson
 
 from consort.errors import DataError
 from consort.gateway.labels import Label
-from consort.gateway.ledger import COLUMNS, LABEL_COLUMNS, NESTED, Row
+from consort.gateway.ledger import COLUMNS, LABEL_COLUMNS, Row
 
 DAY_S = 86_400.0
+# columns that the ledger stores as JSON
+NESTED = frozenset({"spans", "calls", "notes", "redactions", "features", "small_call", "large_call"})
 
 
 @dataclass(frozen=True, slots=True)

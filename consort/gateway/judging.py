@@ -12,16 +12,18 @@ from consort.errors import ConfigError, ModelError
 from consort.gateway.watch import AFTER, BEFORE, Watch
 from consort.inference.baselines import brevity, confidence
 from consort.inference.drift import DriftAlarm
-from consort.types import LM, Scorer
+from consort.inference.proxy import proxy_agreement
+from consort.inference.scorers import gain_scorer, proxy_scorer
+from consort.types import LM, Scorer, TokenLM
 
 SCORING_ANSWERS = frozenset({"cascade", "cache", "auto"})  # strategies that judge what the edge has written
-CONFIDENCE = "confidence"  # the scorer that needs no file
+CONFIDENCE, PROXY = "confidence", "proxy"  # the scorers that need no file
 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The scorers before and after the edge's answer, and the configuration with their threshold. `name` is
-    the file's hash. `watch` is None where there is no calibration to compare with."""
+    """The scorers before and after the edge's answer, and the configuration with their threshold. `name`: a
+    file's hash, or the word above. `watch` is None where there is no calibration to compare with."""
 
     before: Scorer
     after: Scorer
@@ -31,12 +33,15 @@ class Judges:
     watch: Watch | None = None
 
 
-def judges(config: ServeConfig) -> Judges:
-    """ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
+    """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself, or confidence.
+    ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
     if not config.scorer:
-        return Judges(brevity, confidence, config)
+        if proxy is None:
+            return Judges(brevity, confidence, config)
+        after = proxy_scorer(proxy_agreement(proxy, own_answer=False))
+        return Judges(brevity, after, config, PROXY, needs_logprobs=False)
     from consort.inference.gain_file import load_scorer
-    from consort.inference.scorers import gain_scorer
 
     path = Path(config.scorer)
     try:
@@ -44,14 +49,17 @@ def judges(config: ServeConfig) -> Judges:
     except ModelError as error:
         raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
     model = stored.model
-    if unheard := {"agreement", "proxy"} & set(model.groups):
-        what = f"{config.scorer} was learned with {' and '.join(sorted(unheard))}, which is not heard here"
+    if "agreement" in model.groups:
+        what = f"{config.scorer} was learned with agreement, which is not heard here"
         raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
+    if "proxy" in model.groups and proxy is None:
+        what = f"{config.scorer} was learned with the proxy, and none is served"
+        raise ConfigError(what, where="serve.scorer", hint="name one under [serve.proxy]")
     if model.needs_answer and config.strategy == "route":
         what = f"{config.scorer} judges answers, and route decides before there is one"
         hint = 'set strategy = "cascade", or calibrate with --when before'
         raise ConfigError(what, where="serve.scorer", hint=hint)
-    scorer = gain_scorer(model)
+    scorer = gain_scorer(model, proxy_agreement=None if proxy is None else proxy_agreement(proxy))
     if stored.calibration is not None:
         config = replace(config, threshold=stored.calibration.threshold)
     watch = None

@@ -13,8 +13,9 @@ import queue
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,19 @@ class Row:
 
 COLUMNS = tuple(Row.__dataclass_fields__)
 LABEL_COLUMNS = tuple(Label.__dataclass_fields__)
-NESTED = frozenset({"spans", "calls", "notes", "redactions", "features", "small_call", "large_call"})
+OF_ROW, OF_LINE = attrgetter(*COLUMNS), itemgetter(*COLUMNS)
+OUTCOME = LABEL_COLUMNS.index("outcome")
+OF_LABEL, OF_LABEL_LINE = attrgetter(*LABEL_COLUMNS), itemgetter(*LABEL_COLUMNS)
 SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS requests ({', '.join(COLUMNS)}, PRIMARY KEY (id))",
     "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (at)",
     f"CREATE TABLE IF NOT EXISTS labels ({', '.join(LABEL_COLUMNS)}, PRIMARY KEY (request))",
 )
-INSERT = f"INSERT OR IGNORE INTO requests VALUES ({', '.join('?' * len(COLUMNS))})"
+PLACES, LABEL_PLACES = (f"({', '.join('?' * len(columns))})" for columns in (COLUMNS, LABEL_COLUMNS))
 # what a label became replaces what was asked, never the other way round, whatever the order of spools
-INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES ({', '.join('?' * len(LABEL_COLUMNS))})"
+INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES {LABEL_PLACES}"
 INSERT_LABEL = INSERT_ASKED.replace("IGNORE", "REPLACE")
+ROWS_AT_ONCE = 32  # each statement hands Python's lock over twice, and requests wait for it
 
 
 def told_of(call: Call, cost: float) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class Ledger:
             raise ConsortError("another gateway writes here", where=str(folder), hint=hint) from None
         self._database = _opened(self.path)
         self._take_in()
-        self._queue: queue.SimpleQueue[bytes | Path | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Row | Label | Path | None] = queue.SimpleQueue()
         self._number = 0
         self._spool, self._spooled = self._new_spool(), 0
         self._warned = False
@@ -118,7 +122,7 @@ class Ledger:
             os.write(self._spool, line)
         except OSError as error:  # a full disk must not cost the client its answer
             self._warn(error)
-        self._queue.put(line)
+        self._queue.put(row)
         self._spooled += len(line)
         if self._spooled > SPOOL_BYTES:
             full = self._spool_path()
@@ -155,8 +159,10 @@ class Ledger:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             try:
-                with self._database:
-                    _store(self._database, (line for line in batch if isinstance(line, bytes)))
+                self._store(
+                    [OF_ROW(item) for item in batch if isinstance(item, Row)],
+                    [OF_LABEL(item) for item in batch if isinstance(item, Label)],
+                )
             except sqlite3.Error as error:  # the rows stay in their spool
                 self._warn(error)
                 continue
@@ -184,9 +190,22 @@ class Ledger:
         """Rows of spools whose process is gone; a line that was cut off by a crash of the machine is left."""
         for spool in sorted(self._folder.glob("ledger.*.spool")):
             lines = spool.read_bytes().split(b"\n")[:-1]
-            with self._database:
-                _store(self._database, lines)
+            stored = [orjson.loads(line) for line in lines]
+            self._store(
+                [OF_LINE(line) for line in stored if not _is_label(line)],
+                [OF_LABEL_LINE(line) for line in stored if _is_label(line)],
+            )
             spool.unlink()
+
+    def _store(self, rows: Sequence[tuple[object, ...]], labels: Sequence[tuple[object, ...]]) -> None:
+        with self._database:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                statement = f"INSERT OR IGNORE INTO requests VALUES {', '.join([PLACES] * len(part))}"
+                self._database.execute(statement, [_stored(value) for row in part for value in row])
+            for label in labels:  # rare, and asked for in the background
+                statement = INSERT_ASKED if label[OUTCOME] == ASKED else INSERT_LABEL
+                self._database.execute(statement, [_stored(value) for value in label])
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -204,15 +223,9 @@ def _opened(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _store(database: sqlite3.Connection, lines: Iterable[bytes]) -> None:
-    for line in lines:
-        row = orjson.loads(line)
-        if "request" not in row:  # which a label names
-            database.execute(INSERT, _values(row, COLUMNS))
-        else:
-            statement = INSERT_ASKED if row["outcome"] == ASKED else INSERT_LABEL
-            database.execute(statement, _values(row, LABEL_COLUMNS))
+def _is_label(line: Mapping[str, object]) -> bool:
+    return "request" in line  # which a label names
 
 
-def _values(row: Mapping[str, object], columns: tuple[str, ...]) -> list[object]:
-    return [orjson.dumps(row[c]).decode() if c in NESTED else row[c] for c in columns]
+def _stored(value: object) -> object:
+    return orjson.dumps(value).decode() if isinstance(value, (tuple, list, dict)) else value

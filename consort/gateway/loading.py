@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
+from consort.inference.mixture import Guides
 from consort.models import zoo
-from consort.types import LM
+from consort.models.gguf.file import SUFFIX, is_gguf
+from consort.types import LM, DraftedLM, Drafter
 
+if TYPE_CHECKING:
+    from consort.align import Vocabulary
+
+if TYPE_CHECKING:
+    from consort.models.decoding.lm import Decodable
+
+SPARE = 1  # sessions that a hang-up may still hold when the next answer begins
 BUNDLED_EDGES = tuple(ServedModel(name=name, model=f"zoo:{name}") for name in zoo.EDGES)
 BUNDLED_CLOUD = ServedModel(name="cloud", model=f"zoo:{zoo.CLOUD}")
+BUNDLED_PROXY = ServedModel(name="proxy", model=f"zoo:{zoo.PROXY}")
 
 
 def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
-    """The devices' models and the cloud's: those of `[serve]`, else the file's own, else the bundled."""
+    """The devices' models and the cloud's: those of `[serve]`, else the file's own, else the bundled. In the
+    cloud's role, the cloud's alone."""
     edges, cloud = config.serve.edges, config.serve.cloud
     if not edges and not cloud.model:
         edges = tuple(_own(device.name, device.slm) for device in config.devices)
@@ -29,13 +41,34 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
     if twice or any(each.name.startswith("consort") for each in named):
         what = f'two served models are called "{twice[0]}"' if twice else "no model may be called consort"
         raise ConfigError(what, where="serve", hint="give each a name of its own: name = ...")
-    return tuple(named[: len(edges)]), named[-1] if cloud.model else ServedModel()
+    if config.serve.role == "gateway":
+        return tuple(named[: len(edges)]), named[-1] if cloud.model else ServedModel()
+    if not cloud.model or cloud.base_url:
+        raise ConfigError(
+            "the cloud's role needs a model that runs here", where="serve.cloud", hint='model = "..."'
+        )
+    return (), named[-1]
 
 
-def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    """An endpoint where there is a base_url, else a model on this machine."""
+def load_proxy(config: Config) -> LM | None:
+    """The device's proxy, which drafts for the cloud and foresees it; the bundled consort brings its own, any
+    other names one or has none."""
+    serve, proxy = config.serve, config.serve.proxy
+    if serve.role == "cloud" or (not proxy.model and served(config)[1] != BUNDLED_CLOUD):
+        return None
+    chosen = replace(_named(proxy) if proxy.model else BUNDLED_PROXY, answers=1)
+    if chosen.base_url:
+        raise ConfigError("the proxy runs here", where="serve.proxy", hint="name a model, no base_url")
+    return load_lm(chosen, config.runtime, sessions=serve.sessions + SPARE)
+
+
+def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) -> LM:
+    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`."""
     if not model.base_url:
-        return _load_local(model, runtime)
+        from consort.models.decoding.lm import LocalLM
+
+        loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
+        return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
     from consort.models.remote import EVERYTHING, Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
@@ -43,27 +76,63 @@ def load_lm(model: ServedModel, runtime: RuntimeConfig) -> LM:
         hint = f"export {model.key_env}=..., or remove key_env"
         raise ConfigError(f"the variable {model.key_env} is not set", where=model.name, hint=hint)
     able = EVERYTHING if model.logprobs else EVERYTHING - {"logprobs"}
-    return Remote(
-        Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s, capabilities=able)
+    endpoint = Endpoint(
+        model.name, model.base_url, model.model, key, silence_s=model.silence_s, capabilities=able
     )
+    if not model.drafted:
+        return Remote(endpoint)
+    from consort.models.verifier import Verifier
+
+    return Verifier(endpoint)
+
+
+def drafter_of(proxy: LM | None, cloud: DraftedLM) -> Drafter:
+    """The proxy as a drafter for the cloud; without one, what stood in the text before."""
+    if proxy is None:
+        from consort.inference.prompt_lookup import PromptLookup
+
+        return PromptLookup(cloud.tokenizer)
+    from consort.models.decoding.drafters import ModelDrafter
+    from consort.models.decoding.lm import LocalLM
+
+    assert isinstance(proxy, LocalLM), "a proxy runs here"
+    return ModelDrafter(proxy, cast("Vocabulary", cloud.tokenizer))
 
 
 def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def _load_local(model: ServedModel, runtime: RuntimeConfig) -> LM:
-    # torch is loaded here and nowhere before: a gateway before endpoints does without it
-    from consort.models.decoding.lm import LocalLM
+def load_guides(config: Config, proxy: LM | None) -> Guides | None:
+    """The proxy with its adapter and without, which steer a mixture; None where no tuned proxy is served."""
+    model = config.serve.proxy
+    if proxy is None or not model.adapter:
+        return None
+    base = replace(_named(model), adapter="", answers=1, name=f"{proxy.name}-base")
+    return Guides(proxy, load_lm(base, config.runtime, sessions=config.serve.sessions))
+
+
+def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    # torch is loaded here and nowhere before: a gateway before endpoints or GGUF files does without it
     from consort.training.tuned import load_tuned
 
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
     loaded.name = model.name
-    # no strategy here reads distributions: no memory is taken for sessions
-    return LocalLM(loaded, answers=model.answers, sessions=0, context_tokens=model.context_tokens)
+    return loaded
+
+
+def _load_gguf(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    if model.adapter:
+        hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
+        raise ConfigError("an adapter cannot be put on a GGUF file", where=model.name, hint=hint)
+    from consort.models.gguf.model import load_gguf
+
+    return load_gguf(model.model, runtime=runtime, chat_template=model.chat_template, name=model.name)
 
 
 def _named(model: ServedModel) -> ServedModel:
     name = model.name or model.model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    if not model.name and is_gguf(name):
+        name = name[: -len(SUFFIX)]
     return replace(model, name=name)

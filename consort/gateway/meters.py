@@ -61,6 +61,9 @@ class Meters:
             "consort_decisions_total", "What strategies decided", ("strategy", "event")
         )
     )
+    redactions: Counter = field(
+        default_factory=lambda: Counter("consort_redactions_total", "Private spans hidden", ("kind",))
+    )
 
     labels: Counter = field(
         default_factory=lambda: Counter(
@@ -103,6 +106,8 @@ class Meters:
         self.all_cloud.add(row.cost_all_cloud)
         for note in row.notes:
             self.decisions.add(1, str(note["strategy"]), str(note["event"]))
+        for kind, count in row.redactions.items():
+            self.redactions.add(count, kind)
 
     def text(self, gauges: Mapping[str, Gauge], in_flight: int) -> str:
         """All series as Prometheus reads them."""
@@ -114,7 +119,7 @@ class Meters:
         kept = (self.duration, self.first, self.tokens, self.calls)
         counters = (self.answer_bytes, self.cloud_bytes, self.cost, self.all_cloud, self.decisions)
         learning = (self.labels, self.shadow_cost, self.drift, self.ringing)
-        return prometheus_text([*kept, *counters, *learning, active, busy])
+        return prometheus_text([*kept, *counters, self.redactions, *learning, active, busy])
 
 
 def _number(value: object) -> float:

@@ -17,8 +17,7 @@ from consort.inference.streams import answer_of
 from consort.types import Chunk, TokenLogprob, Usage
 
 DONE = b"data: [DONE]\n\n"
-TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error"}
-TYPES |= {413: "invalid_request_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(slots=True)
@@ -35,7 +34,10 @@ class Events:
         """One chunk as an event."""
         head = self._heads.get(chunk.model) or self._head(chunk.model)
         text = orjson.dumps(chunk.text)
-        if self._began and not (chunk.logprobs or chunk.tool_calls or chunk.finish_reason or chunk.anew):
+        is_usual = not (
+            chunk.logprobs or chunk.tool_calls or chunk.finish_reason or chunk.anew or chunk.struck
+        )
+        if self._began and is_usual:
             tail = (
                 b'},"logprobs":null,"finish_reason":null}]}\n\n'
                 if self.chat
@@ -80,7 +82,8 @@ class Events:
         self._began = True
         logprobs = orjson.dumps(_logprobs(chunk.logprobs, chat=self.chat))
         finish = orjson.dumps(chunk.finish_reason)
-        anew = b',"consort":{"anew":true}' if chunk.anew else b""
+        own = {"anew": True} if chunk.anew else {"struck": chunk.struck} if chunk.struck else None
+        ours = b',"consort":' + orjson.dumps(own) if own else b""
         return b"".join(
             (
                 head,
@@ -91,7 +94,7 @@ class Events:
                 b',"finish_reason":',
                 finish,
                 b"}]",
-                anew,
+                ours,
                 b"}\n\n",
             )
         )
@@ -136,9 +139,10 @@ def error_object(error: ConsortError) -> bytes:
     place = f"{error.where}: " if error.where else ""
     hint = f" ({error.hint})" if error.hint else ""
     is_parameter = error.http_status == 400 and error.where
+    of_others = "server_error" if error.http_status >= 500 else "invalid_request_error"
     body = {
         "message": f"{place}{error.what}{hint}",
-        "type": TYPES.get(error.http_status, "server_error"),
+        "type": TYPES.get(error.http_status, of_others),
         "param": error.where if is_parameter else None,
         "code": error.code,
     }

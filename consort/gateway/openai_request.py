@@ -7,13 +7,13 @@ describe the caller are let pass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from consort.errors import RequestError
-from consort.gateway.parameters import Parameters
+from consort.gateway.parameters import KINDS, Parameters
 from consort.problems import nearest
 from consort.types import Message, Request, Tool, ToolCall
 
@@ -62,6 +62,9 @@ KNOWN = frozenset(
         "consort",
     ]
 )
+TOOL_CHOICE = "must be auto, none, required or one of the tools"
+KNOWN_IN_CHAT = KNOWN - {"prompt"}
+KNOWN_IN_TEXT = KNOWN - {"messages", "tools", "tool_choice", "top_logprobs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,9 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
         raise RequestError(f"the body is no JSON: {error.msg}", hint="send UTF-8 JSON") from None
     if type(raw) is not dict:
         raise RequestError("the body must be a JSON object")
-    if not raw.keys() <= KNOWN:
-        _check_others(raw)
+    known = KNOWN_IN_CHAT if chat else KNOWN_IN_TEXT
+    if not raw.keys() <= known:
+        _check_others(raw, known)
     options = _typed(raw, "stream_options", dict, {}) or {}
     max_tokens = _whole(raw, "max_tokens", unsaid.max_tokens, low=1)
     request = Request(
@@ -99,8 +103,10 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
         top_logprobs=_top_logprobs(raw, chat=chat),
         prompt=None if chat else _prompt(raw),
     )
-    if chat and raw.get("tools"):
+    if chat and _typed(raw, "tools", list, None):
         request = replace(request, tools=_tools(raw), tool_choice=_tool_choice(raw))
+    elif type(raw.get("tool_choice")) not in (type(None), str, dict):
+        raise _refused("tool_choice", TOOL_CHOICE)
     given = _typed(raw, "consort", dict, None)
     return Asked(
         _typed(raw, "model", str, "") or "consort",
@@ -108,18 +114,17 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
         read_parameters(given, defaults) if given else defaults,
         chat,
         bool(_typed(raw, "stream", bool, False)),
-        options.get("include_usage") is True,
+        bool(_typed(options, "include_usage", bool, False)),
     )
 
 
 def read_parameters(given: Mapping[str, Any], defaults: Parameters) -> Parameters:
     """The body's `consort` object over the configured defaults."""
-    known = {field.name: type(getattr(defaults, field.name)) for field in fields(defaults)}
     changes = {}
     for name, value in given.items():
-        if name not in known:
-            raise _refused(f"consort.{name}", "is no parameter", nearest(name, list(known)))
-        kind = known[name]
+        kind = KINDS.get(name)
+        if kind is None:
+            raise _refused(f"consort.{name}", "is no parameter", nearest(name, list(KINDS)))
         is_number = kind is float and type(value) in (int, float)
         if type(value) is not kind and not is_number:
             raise _refused(f"consort.{name}", f"must be a {kind.__name__}")
@@ -131,11 +136,14 @@ def read_parameters(given: Mapping[str, Any], defaults: Parameters) -> Parameter
     return replace(defaults, **changes).checked()  # type: ignore[arg-type]
 
 
-def _check_others(raw: Mapping[str, Any]) -> None:
-    for name in raw.keys() - KNOWN - DESCRIBE:
+def _check_others(raw: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in raw.keys() - known - DESCRIBE:
         if name not in NEUTRAL:
-            raise _refused(name, "is no parameter here", nearest(name, sorted(KNOWN)))
-        if raw[name] is not None and raw[name] not in NEUTRAL[name]:
+            raise _refused(name, "is no parameter here", nearest(name, sorted(known)))
+        value = raw[name]
+        # true is 1 to Python and a mistake in JSON
+        same = (value == each and (type(value) is bool) == (type(each) is bool) for each in NEUTRAL[name])
+        if value is not None and not any(same):
             raise _refused(name, "cannot be honoured here", "leave it out")
 
 
@@ -210,7 +218,7 @@ def _tool_choice(raw: Mapping[str, Any]) -> str:
             return str(name)
     except (KeyError, TypeError):
         pass
-    raise _refused("tool_choice", "must be auto, none, required or one of the tools")
+    raise _refused("tool_choice", TOOL_CHOICE)
 
 
 def _prompt(raw: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What the dashboard shows: totals since the start, the last answers as spans by author, each model's state.
 
-No text: spans are authors and sizes.
+No text: spans are authors and sizes, redactions kinds and numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def overview(service: Service) -> dict[str, Any]:
         "cost": meters.cost.values.get((), 0.0),
         "cost_all_cloud": meters.all_cloud.values.get((), 0.0),
         "cloud_bytes": meters.cloud_bytes.values.get((), 0.0),
+        "redactions": {kind[0]: int(count) for kind, count in meters.redactions.values.items()},
         "drift": _drift(service),
         "shadow": _shadow(service),
         "models": [_model(service, name, name in edges) for name in (lm.name for lm in service.models)],
@@ -81,7 +82,9 @@ def _answer(row: Row) -> dict[str, Any]:
         "latency_s": row.latency_s,
         "cost": row.cost,
         "spans": row.spans,
-        "notes": [f"{note['strategy']} {note['event']}" for note in row.notes],
+        "cloud_bytes": row.cloud_bytes,
+        "redactions": row.redactions,
+        "notes": row.notes,
     }
 
 

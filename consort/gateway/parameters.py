@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import get_args
 
-from consort.config_serve import ServeConfig
+from consort.config_serve import Goal, MixKind, MixSchedule, ServeConfig
 from consort.errors import RequestError
 from consort.inference.cache import OFF
+
+# what a parameter that is a word may say
+WORDS: dict[str, tuple[str, ...]] = {
+    "goal": get_args(Goal),
+    "mix_kind": get_args(MixKind),
+    "mix_schedule": get_args(MixSchedule),
+}
+LEAST_DEADLINE_S = 0.001  # nothing answers in less
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +27,10 @@ class Parameters:
     optimistic: bool = False
     share: float = 0.5
     alike: float = OFF  # never below the measured one
+    mix_kind: str = "tuned"
+    mix_weight: float = 1.0
+    mix_schedule: str = "fixed"
+    mix_half_life: float = 16.0
     stall_s: float = 5.0
     goal: str = "balance"
     deadline_s: float = 120.0  # never above the configured one
@@ -27,13 +40,22 @@ class Parameters:
 
     def checked(self) -> Parameters:
         """Itself; RequestError where a value cannot be meant."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is float and not (math.isfinite(value) and value >= 0):
-                raise RequestError("must be a number of at least 0", where=f"consort.{field.name}")
-        if self.goal not in ("balance", "quality", "latency", "cost"):
-            raise RequestError("must be balance, quality, latency or cost", where="consort.goal")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RequestError("must be a number of at least 0", where=f"consort.{name}")
+        if self.deadline_s < LEAST_DEADLINE_S:
+            raise RequestError(f"must be at least {LEAST_DEADLINE_S:g}", where="consort.deadline_s")
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise RequestError(f"must be one of {', '.join(known)}", where=f"consort.{name}")
+        if not self.mix_half_life:
+            raise RequestError("must be more than 0 tokens", where="consort.mix_half_life")
         return self
+
+
+KINDS: dict[str, type] = {field.name: type(field.default) for field in fields(Parameters)}
+NUMBERS = tuple(name for name, kind in KINDS.items() if kind is float)
 
 
 def configured(config: ServeConfig, *, alike: float = OFF) -> Parameters:
@@ -43,6 +65,10 @@ def configured(config: ServeConfig, *, alike: float = OFF) -> Parameters:
         optimistic=config.optimistic,
         share=config.share,
         alike=alike,
+        mix_kind=config.mix_kind,
+        mix_weight=config.mix_weight,
+        mix_schedule=config.mix_schedule,
+        mix_half_life=config.mix_half_life,
         stall_s=config.stall_s,
         goal=config.goal,
         redact=config.redact,

@@ -6,31 +6,40 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConsortError, LimitError, RequestError, UnknownModelError
+from consort.gateway.deferring import unable
+from consort.gateway.hearing import Heard
 from consort.gateway.judging import unscored
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row, told_of
+from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
-from consort.gateway.shadow import Draft, Heard, Shadow
+from consort.gateway.shadow import Draft, Shadow
 from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.gateway.watch import Watch
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import OFF, Shelf
-from consort.inference.metering import Call, Gauge, Metered, Side
+from consort.inference.metering import Call, Gauge, Side, metered
+from consort.inference.mixing_weights import Learned
+from consort.inference.mixture import Guides
+from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.inference.streams import Closing
 from consort.problems import nearest
-from consort.types import LM, Chunk, Consort, Note, Request, Scorer, Strategy, Usage
+from consort.types import LM, Chunk, Consort, DraftedLM, Drafter, Note, Request, Scorer, Strategy, Usage
+
+if TYPE_CHECKING:
+    from consort.gateway.verifier import Pool
 
 OWN = "consort"  # the model name that means the configured strategy
 RECENT = 50  # finished requests the dashboard shows
@@ -53,10 +62,16 @@ class Service:
     alike: float = OFF  # the measured likeness of serve.alike
     shadow: Shadow | None = None
     watch: Watch | None = None
+    deferral: Strategy = unable
+    proxy: LM | None = None  # which drafts, and which the scorers hear
+    guides: Guides | None = None
+    mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
     recent: deque[Row] = field(default_factory=lambda: deque(maxlen=RECENT))
+    drafters: dict[str, tuple[Drafter, Pace]] = field(default_factory=dict)  # by the cloud they draft for
+    pool: Pool | None = None  # of drafters' sessions, for the cloud's role
     in_flight: int = 0
     started_s: float = field(default_factory=time.time)
 
@@ -88,6 +103,15 @@ class Service:
         if price is None:
             return 0.0
         return (prompt_tokens * price.price_in + completion_tokens * price.price_out) / MILLION
+
+    def record(self, row: Row) -> None:
+        """A finished request: to the ledger, the meters, the dashboard, the alarm and its key's budget."""
+        self.door.spent[row.key] = self.door.spent.get(row.key, 0.0) + row.cost
+        self.ledger.record(row)
+        self.recent.append(row)
+        self.meters.observe(row)
+        if self.watch is not None:
+            self.watch.observe(row, self.meters)
 
     def _strategy(self, asked: Asked, key: Key) -> tuple[str, Strategy]:
         model = asked.model
@@ -123,7 +147,22 @@ class Service:
         shelf = self.shelves.get(key.name)
         if shelf is None:
             shelf = self.shelves[key.name] = Shelf()
-        return Means(self.before, self.after, shelf, measure)
+        return Means(
+            self.before,
+            self.after,
+            shelf,
+            measure,
+            self._drafter,
+            self.deferral,
+            self.guides,
+            self.mixing,
+        )
+
+    def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
+        """The proxy, or what stood in the request before; measured with each cloud apart."""
+        if cloud.name not in self.drafters:
+            self.drafters[cloud.name] = drafter_of(self.proxy, cloud), Pace()
+        return self.drafters[cloud.name]
 
 
 def _loaded(gauge: Gauge) -> float | None:
@@ -140,7 +179,7 @@ class Exchange:
     key: Key
     strategy_name: str
     strategy: Strategy
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(16)}")
     at: float = field(default_factory=time.time)
     began_s: float = field(default_factory=time.monotonic)
     calls: list[Call] = field(default_factory=list)
@@ -183,12 +222,7 @@ class Exchange:
         service = self.service
         usage = self.counted()
         self.row = row = self._row(outcome, usage)
-        service.door.spent[self.key.name] = service.door.spent.get(self.key.name, 0.0) + row.cost
-        service.ledger.record(row)
-        service.recent.append(row)
-        service.meters.observe(row)
-        if service.watch is not None:
-            service.watch.observe(row, service.meters)
+        service.record(row)
         return row
 
     def counted(self) -> Usage:
@@ -212,8 +246,8 @@ class Exchange:
             self.draft = None
 
     def _metered(self, lm: LM, side: Side) -> LM:
-        metered = Metered(lm, side, self.service.gauge(lm), self.calls)
-        return metered if self.draft is None else Heard(metered, side, self.draft.said)
+        counted = metered(lm, side, self.service.gauge(lm), self.calls)
+        return counted if self.draft is None else Heard(counted, side, self.draft.said)
 
     def _span(self, chunk: Chunk) -> None:
         if chunk.anew:

@@ -4,7 +4,8 @@ Requests are drawn before anything is decided about them, each with the same cha
 all traffic; whichever side did not answer is asked in the background, one request at a time. The most that
 the cloud may take is set aside when a request is drawn, counted as one token a byte and every token it may
 write: the month's budget holds by that, also over a `kill -9`. Private requests are never drawn, and where
-redaction is on, nothing leaves here without it. Does not decide anything, and never delays an answer.
+redaction is on, nothing leaves here without it. An answer whose tokens several models chose (defer, mix) has
+no label. Does not decide anything, and never delays an answer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from consort.errors import ConsortError, LimitError, ModelError
+from consort.gateway.hearing import Heard, Said
 from consort.gateway.labels import ASKED, Label
 from consort.gateway.ledger import Ledger, Row, told_of
 from consort.gateway.strategies import guarded
@@ -27,7 +29,7 @@ from consort.inference.agreement import agreement
 from consort.inference.evidence import evidence_of, features
 from consort.inference.metering import Call, Metered, Side, sent_bytes
 from consort.inference.single import cloud, lacks
-from consort.inference.streams import Closing, answer_of, collected
+from consort.inference.streams import answer_of, collected
 from consort.types import LM, Answer, Chunk, Consort, Request, Scorer
 
 if TYPE_CHECKING:
@@ -38,14 +40,6 @@ TEMPLATE_TOKENS = 32  # a turn's, beside its text
 TAKEN = ("prompt_tokens", "completion_tokens", "answer_s", "cost")  # of a call, kept in a label
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One model's whole answer, and what it was asked."""
-
-    request: Request
-    answer: Answer
-
-
 @dataclass(slots=True)
 class Draft:
     """A request that was drawn: what its models said, and the money set aside for it."""
@@ -54,28 +48,6 @@ class Draft:
     redact: bool
     set_aside: float
     said: dict[str, Said] = field(default_factory=dict)  # by model
-
-
-class Heard:
-    """A model whose whole answers are kept, an edge's with log-probabilities; otherwise the same model."""
-
-    __slots__ = ("_lm", "_said", "_side", "capabilities", "name")
-
-    def __init__(self, lm: LM, side: Side, said: dict[str, Said]) -> None:
-        self.name, self.capabilities = lm.name, lm.capabilities
-        self._lm, self._side, self._said = lm, side, said
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The model's own stream."""
-        unasked = self._side == "edge" and request.top_logprobs is None and "logprobs" in self.capabilities
-        asked = replace(request, top_logprobs=0) if unasked else request
-        chunks: list[Chunk] = []
-        async with Closing(self._lm.stream(asked)) as stream:
-            async for chunk in stream:
-                chunks.append(chunk)
-                if chunk.finish_reason is not None:
-                    self._said[self.name] = Said(request, answer_of(chunks))
-                yield replace(chunk, logprobs=()) if unasked and chunk.logprobs else chunk
 
 
 class Affordable:
@@ -257,7 +229,8 @@ async def _scored(scorer: Scorer, request: Request, answer: Answer | None) -> fl
 def _taken(service: Service, row: Row, calls: Sequence[Call]) -> dict[str, Mapping[str, float]]:
     """Tokens, seconds and money of each model's whole answer, in the request and for the label."""
     told = [*row.calls, *(told_of(call, _cost(service, [call])) for call in calls)]
-    taken: Any = {call["model"]: call for call in told if call["outcome"] == "done"}
+    # who drafts leaves the cloud at a stop sequence, which only the reader looks for
+    taken: Any = {call["model"]: call for call in told if call["outcome"] in ("done", "left")}
     return {model: {name: call[name] for name in TAKEN} for model, call in taken.items()}
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
+from consort.errors import RequestError
 from consort.gateway.parameters import Parameters
 from consort.inference.auto import Conditions, auto
 from consort.inference.cache import Shelf, cache
 from consort.inference.cascade import cascade
+from consort.inference.mixing_weights import Learned, fading, fixed
+from consort.inference.mixture import Guides, mix
 from consort.inference.route import route
 from consort.inference.single import cloud, edge
+from consort.inference.speculative import Chooser, speculate
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.types import Chunk, Consort, Request, Scorer, Strategy
@@ -22,12 +26,17 @@ from consort.types import Chunk, Consort, Request, Scorer, Strategy
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured."""
+    """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured, who
+    drafts, how single tokens are deferred, the proxies that steer a mixture, the weight learned for them."""
 
     before: Scorer
     after: Scorer
     shelf: Shelf
     measure: Callable[[Consort], Conditions]
+    choose_drafter: Chooser
+    deferral: Strategy
+    guides: Guides | None = None
+    mixing: Learned | None = None
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
@@ -63,6 +72,20 @@ def _auto(p: Parameters, means: Means) -> Strategy:
     return auto(means.measure, options)  # type: ignore[arg-type]
 
 
+def _mix(p: Parameters, means: Means) -> Strategy:
+    if means.guides is None:
+        hint = "name the proxy and its adapter under [serve.proxy]"
+        raise RequestError("no tuned proxy is served, by which mix steers", where="consort/mix", hint=hint)
+    if p.mix_schedule == "learned":
+        if means.mixing is None:
+            what, hint = "no learned weights are served", "name their file: serve.mix_weights"
+            raise RequestError(what, where="consort.mix_schedule", hint=hint)
+        return mix(means.guides, kind=means.mixing.kind, weight=means.mixing)
+    fades = p.mix_schedule == "fading"
+    weight = fading(p.mix_weight, p.mix_half_life) if fades else fixed(p.mix_weight)
+    return mix(means.guides, kind=p.mix_kind, weight=weight)  # type: ignore[arg-type]
+
+
 STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
     "edge": lambda p, means: edge,
     "cloud": lambda p, means: cloud,
@@ -70,6 +93,9 @@ STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {
     "cascade": _cascade,
     "vote": lambda p, means: vote(share=p.share, large=_backed(p)),
     "cache": lambda p, means: cache(_cascade(p, means), means.shelf, alike=p.alike),
+    "mix": _mix,
     "takeover": lambda p, means: _backed(p),
+    "speculate": lambda p, means: takeover(speculate(means.choose_drafter), silence_s=p.stall_s),
     "auto": _auto,
+    "defer": lambda p, means: means.deferral,
 }

@@ -30,16 +30,28 @@ _CHOICE = re.compile(r"^\W*([A-J])\b(?!')|\b(?:answer|option|choice)\W+(?:is\W+)
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyView:
+    """How far the device's proxy agrees with an answer. `share`: of the places where both tokenizers cut, at
+    which the proxy would have gone on likewise; `least`: log-probability of its least likely token;
+    `likeness` of the answer and the proxy's own."""
+
+    share: float
+    nats_per_byte: float
+    least: float
+    likeness: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """A question and whatever else is known. `others`: what other models answered, never the cloud's, which
-    would already be paid for. `proxy`: the share of the answer's tokens that the proxy would have written.
-    `kept`: features that were computed when the texts were at hand, in their place or beside them."""
+    would already be paid for. `kept`: features that were computed when the texts were at hand, in their place
+    or beside them."""
 
     question: str
     answer: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple[str, ...] = ()
-    proxy: float | None = None
+    proxy: ProxyView | None = None
     kept: Mapping[Group, Sequence[float]] = field(default_factory=dict)
 
     @property
@@ -61,15 +73,20 @@ class Evidence:
 
 
 def evidence_of(
-    request: Request, answer: Answer | None, *, others: Sequence[str] = (), proxy: float | None = None
+    request: Request, answer: Answer | None, *, others: Sequence[str] = (), proxy: ProxyView | None = None
 ) -> Evidence:
     """The evidence about a request as it is served: all its turns are the question."""
-    question = request.prompt
-    if question is None:
-        question = "\n".join(message.content for message in request.messages)
+    question = question_of(request)
     if answer is None:
         return Evidence(question, proxy=proxy)
     return Evidence(question, answer.text, answer.logprobs, tuple(others), proxy)
+
+
+def question_of(request: Request) -> str:
+    """All that was asked, as one text."""
+    if request.prompt is not None:
+        return request.prompt
+    return "\n".join(message.content for message in request.messages)
 
 
 def features(evidence: Evidence, group: Group) -> list[float]:
@@ -126,7 +143,8 @@ def _surface(evidence: Evidence) -> list[float]:
 
 def _proxy(evidence: Evidence) -> list[float]:
     assert evidence.proxy is not None, "`groups` says whether the proxy was heard"
-    return [evidence.proxy]
+    view = evidence.proxy
+    return [view.share, view.nats_per_byte, view.least, view.likeness]
 
 
 _COMPUTE: Mapping[Group, Callable[[Evidence], list[float]]] = {
@@ -141,5 +159,5 @@ FEATURES: Mapping[Group, tuple[str, ...]] = {
     "checks": CHECKS,
     "confidence": CONFIDENCE,
     "agreement": AGREEMENT,
-    "proxy": ("agreement of the proxy",),
+    "proxy": ("agreement of the proxy", "nats a byte", "least likely token", "likeness of its answer"),
 }

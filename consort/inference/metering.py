@@ -7,17 +7,30 @@ reads); a `Call` belongs to one request (tokens, bytes, time, which the ledger s
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from consort.errors import ConsortError
 from consort.inference.streams import Closing
-from consort.types import LM, Chunk, Request
+from consort.types import (
+    LM,
+    Chunk,
+    Draft,
+    DraftedLM,
+    Request,
+    Session,
+    Tokenizer,
+    TokenLM,
+    TopK,
+    Writing,
+    Written,
+)
 
 Side = Literal["edge", "cloud"]
 MEMORY = 0.2  # weight of the newest measurement in a gauge's averages
 BYTES_PER_TOKEN = 4  # of text, where a model does not count its tokens
+BYTES_PER_ID = 2  # of a token sent to a session
 
 
 @dataclass(slots=True)
@@ -70,10 +83,7 @@ class Metered:
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The model's own stream."""
         clock, gauge = self._clock, self._gauge
-        call = Call(self.name, self._side, sent_bytes(request), clock())
-        self._calls.append(call)
-        gauge.in_flight += 1
-        gauge.requests += 1
+        call = self._begun(request)
         chunks, written = 0, 0
         try:
             async with Closing(self._lm.stream(request)) as stream:
@@ -90,23 +100,159 @@ class Metered:
                         call.outcome = "done"
                     yield chunk
         except ConsortError as error:
-            call.outcome = error.code
-            gauge.failures += 1
-            gauge.failures_in_row += 1
-            gauge.last_failure_s = clock()
+            _failed(call, gauge, error, clock)
             raise
         finally:
-            gauge.in_flight -= 1
-            call.answer_s = clock() - call.began_s
             if not call.counted:
                 call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
                 call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
-            if call.outcome == "done":
-                gauge.failures_in_row = 0
-                gauge.answers += 1
-                gauge.tokens += call.completion_tokens
-                gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
-                gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
+            _ended(call, gauge, clock)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own."""
+        return cast("DraftedLM", self._lm).tokenizer
+
+    async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
+        """As the model's own, which takes drafts."""
+        call = self._begun(request)
+        try:
+            writing = await cast("DraftedLM", self._lm).write(request, after=after)
+        except BaseException as error:
+            if isinstance(error, ConsortError):
+                _failed(call, self._gauge, error, self._clock)
+            _ended(call, self._gauge, self._clock)
+            raise
+        return _MeteredWriting(writing, call, self._gauge, self._clock)
+
+    def _begun(self, request: Request) -> Call:
+        call = Call(self.name, self._side, sent_bytes(request), self._clock())
+        self._calls.append(call)
+        self._gauge.in_flight += 1
+        self._gauge.requests += 1
+        return call
+
+
+class _MeteredWriting:
+    """An answer under way whose call is written down (`types.Writing`)."""
+
+    def __init__(self, writing: Writing, call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
+        self._writing, self._call, self._gauge, self._clock = writing, call, gauge, clock
+        self.prompt_tokens = call.prompt_tokens = writing.prompt_tokens
+
+    @property
+    def rtt_s(self) -> float:
+        return self._writing.rtt_s
+
+    async def written(self) -> AsyncIterator[Written]:
+        call = self._call
+        try:
+            async for written in self._writing.written():
+                if call.first_s is None:
+                    call.first_s = self._clock() - call.began_s
+                call.completion_tokens += len(written.ids)
+                if written.finish_reason is not None:
+                    call.outcome = "done"
+                yield written
+        except ConsortError as error:
+            _failed(call, self._gauge, error, self._clock)
+            raise
+
+    def draft(self, begins: int, draft: Draft) -> None:
+        self._writing.draft(begins, draft)
+
+    async def close(self) -> None:
+        await self._writing.close()
+        call = self._call
+        call.counted = True
+        call.sent_bytes = max(call.sent_bytes, getattr(self._writing, "sent_bytes", 0))
+        _ended(call, self._gauge, self._clock)
+
+
+def _failed(call: Call, gauge: Gauge, error: ConsortError, clock: Callable[[], float]) -> None:
+    call.outcome = error.code
+    gauge.failures += 1
+    gauge.failures_in_row += 1
+    gauge.last_failure_s = clock()
+
+
+def _ended(call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
+    gauge.in_flight -= 1
+    call.answer_s = clock() - call.began_s
+    if call.outcome == "done":
+        gauge.failures_in_row = 0
+        gauge.answers += 1
+        gauge.tokens += call.completion_tokens
+        gauge.first_s = _averaged(gauge.first_s, call.first_s or 0.0)
+        gauge.answer_s = _averaged(gauge.answer_s, call.answer_s)
+
+
+class MeteredSessions(Metered):
+    """A white box whose sessions are written down too, each as a call; gauges know answers only."""
+
+    __slots__ = ("_white_box",)
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        side: Side,
+        gauge: Gauge,
+        calls: list[Call],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(lm, side, gauge, calls, clock)
+        self._white_box = lm
+
+    def open(self, request: Request) -> tuple[Session, TopK]:
+        """The model's own session."""
+        call = Call(self.name, self._side, sent_bytes(request), self._clock())
+        self._calls.append(call)
+        call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
+        try:
+            session, first = self._white_box.open(request)
+        except ConsortError as error:
+            call.outcome = error.code
+            raise
+        call.first_s = self._clock() - call.began_s
+        return _MeteredSession(session, call, self._clock), first
+
+
+class _MeteredSession:
+    """A session whose tokens are counted; used by one thread at a time, as any."""
+
+    __slots__ = ("_call", "_clock", "_session")
+
+    def __init__(self, session: Session, call: Call, clock: Callable[[], float]) -> None:
+        self._session, self._call, self._clock = session, call, clock
+
+    def extend(self, ids: Sequence[int]) -> list[TopK]:
+        call = self._call
+        call.sent_bytes += BYTES_PER_ID * len(ids)
+        try:
+            found = self._session.extend(ids)
+        except ConsortError as error:
+            call.outcome = error.code
+            raise
+        # a look is asked for the token it writes; what it catches up with beside the last one is read
+        call.completion_tokens += 1
+        call.prompt_tokens += len(ids) - 1
+        return found
+
+    def rewind(self, num_tokens: int) -> None:
+        self._session.rewind(num_tokens)
+
+    def close(self) -> None:
+        self._session.close()
+        self._call.answer_s = self._clock() - self._call.began_s
+        if self._call.outcome == "left":
+            self._call.outcome = "done"
+
+
+def metered(lm: LM, side: Side, gauge: Gauge, calls: list[Call]) -> LM:
+    """The model with its calls written down, a white box where it is one."""
+    if hasattr(lm, "open"):
+        return MeteredSessions(cast("TokenLM", lm), side, gauge, calls)
+    return Metered(lm, side, gauge, calls)
 
 
 def sent_bytes(request: Request) -> int:

@@ -7,10 +7,11 @@ does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from consort.inference.answer_checks import failed_checks
-from consort.inference.evidence import evidence_of
+from consort.inference.evidence import ProxyView, evidence_of
 from consort.inference.gain_model import GainModel
 from consort.types import Answer, Request, Scorer
 
@@ -18,7 +19,7 @@ from consort.types import Answer, Request, Scorer
 def gain_scorer(
     model: GainModel,
     *,
-    proxy_agreement: Callable[[Request, Answer | None], Awaitable[float]] | None = None,
+    proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]] | None = None,
     other_answers: Callable[[Request], Awaitable[Sequence[str]]] | None = None,
 ) -> Scorer:
     """A scorer of what was learned; the proxy and the other devices are asked where it learned with them."""
@@ -51,10 +52,14 @@ def checks_scorer() -> Scorer:
     return score
 
 
-def proxy_scorer(proxy_agreement: Callable[[Request, Answer | None], Awaitable[float]]) -> Scorer:
-    """The share of the answer that the on-device proxy, distilled from the cloud, would have written too."""
+def proxy_scorer(proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]]) -> Scorer:
+    """A scorer without training: the probability that the on-device proxy, which was distilled from the
+    cloud, gives the answer's least likely token. An order, no calibrated probability; means over the answer
+    hardly order at all (docs/LOG.md)."""
 
     async def score(request: Request, answer: Answer | None) -> float:
-        return min(max(await proxy_agreement(request, answer), 0.0), 1.0)
+        if answer is not None and not answer.text:
+            return 0.0  # nothing was said
+        return math.exp(min(0.0, (await proxy_agreement(request, answer)).least))
 
     return score

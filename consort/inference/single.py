@@ -33,6 +33,12 @@ def named(name: str) -> Strategy:
 
 def answered_by(lm: LM, request: Request) -> AsyncIterator[Chunk]:
     """The model's stream; RequestError where the request asks for what it cannot do."""
+    refuse_lacking(lm, request)
+    return lm.stream(request)
+
+
+def refuse_lacking(lm: LM, request: Request) -> None:
+    """RequestError where the request asks for what the model cannot do."""
     if missing := lacks(lm, request):
         words = {"logprobs": "log-probabilities", "tools": "tools", "text_completion": "text completions"}
         raise RequestError(
@@ -40,7 +46,6 @@ def answered_by(lm: LM, request: Request) -> AsyncIterator[Chunk]:
             where=lm.name,
             hint="ask another model, or leave them out",
         )
-    return lm.stream(request)
 
 
 def lacks(lm: LM, request: Request) -> frozenset[Capability]:

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from consort.align import Vocabulary
 from consort.config import RuntimeConfig
 from consort.errors import ModelError
-from consort.models.decoding.batch import Batch, Row
+from consort.models.decoding.batch import Batch, Network, Row
 from consort.models.decoding.network import open_network
 from consort.models.decoding.sampling import Sampling, apart
 from consort.models.zoo import located
@@ -54,6 +54,20 @@ class LocalModel:
         """The token that ends an answer."""
         assert self.vocabulary.eos_id is not None, "checked by load_model"
         return self.vocabulary.eos_id
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """That token alone, where there is one."""
+        eos_id = self.vocabulary.eos_id
+        return frozenset() if eos_id is None else frozenset({eos_id})
+
+    def open_network(self, *, slots: int, positions: int) -> Network:
+        """Its present weights, with a cache of `slots` texts of up to `positions` tokens each."""
+        return open_network(self, slots=slots, positions=positions)
+
+    def enter_thread(self) -> None:
+        """torch keeps its number of threads for each thread apart: what loading set does not hold here."""
+        torch.set_num_threads(self.runtime.threads)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Hidden states [B, T, D] before the head. Right padding needs no mask: no earlier token sees it."""

@@ -6,6 +6,7 @@ is decoded, and one that never was whole is an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -96,28 +97,64 @@ def lines_of(received: bytes) -> tuple[list[bytes], bytes, bool]:
     return data, rest, False
 
 
+def chunks_of(lines: Iterable[bytes], author: str) -> list[Chunk]:
+    """The events of some lines; text that came in one piece goes on in one piece."""
+    chunks: list[Chunk] = []
+    texts: list[str] = []
+    for line in lines:
+        event = _event(line)
+        text = _bare_text(event)
+        if text is not None:
+            texts.append(text)
+            continue
+        if texts:
+            chunks.append(Chunk("".join(texts), author))
+            texts = []
+        chunks.append(_chunk(event, author))
+    if text := "".join(texts):
+        chunks.append(Chunk(text, author))
+    return chunks
+
+
 def chunk_of(data: bytes, author: str) -> Chunk:
     """One event, or an answer that came whole. NotAnAnswerError where it is neither."""
+    return _chunk(_event(data), author)
+
+
+def _event(data: bytes) -> Any:
     try:
-        event = orjson.loads(data)
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise NotAnAnswerError("what is no JSON") from None
+
+
+def _bare_text(event: Any) -> str | None:
+    """The text of an event that holds nothing else, as nearly every one does; None for any other."""
+    try:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        if event.get("usage") or choice["finish_reason"] or choice.get("logprobs") or "tool_calls" in delta:
+            return None
+        text = delta["content"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return text if type(text) is str else None
+
+
+def _chunk(event: Any, author: str) -> Chunk:
+    try:
         choices, counted = event.get("choices"), event.get("usage")
         if choices is None:
             raise NotAnAnswerError("an error" if "error" in event else "an event without choices")
-        usage = Usage(counted["prompt_tokens"], counted["completion_tokens"]) if counted else None
+        usage = _usage(counted) if counted else None
         if not choices:
             return Chunk("", author, None, usage)
         choice = choices[0]
         said = choice.get("delta") or choice.get("message")
         reason = choice.get("finish_reason")
         finish = FINISH.get(reason, "stop") if reason else None
-        text = (said.get("content") if said else choice.get("text")) or ""
-        if type(text) is not str:
-            raise NotAnAnswerError("an event whose text is none")
-        if usage is None and not choice.get("logprobs") and not (said and said.get("tool_calls")):
-            return Chunk(text, author, finish)
+        text = _text((said.get("content") if said else choice.get("text")) or "")
         return Chunk(text, author, finish, usage, _logprobs(choice), _calls(said) if said else ())
-    except orjson.JSONDecodeError:
-        raise NotAnAnswerError("what is no JSON") from None
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         raise NotAnAnswerError("JSON of another form") from None
 
@@ -134,6 +171,14 @@ def ended_by(chunk: Chunk, last: Chunk) -> Chunk:
     )
 
 
+def _usage(counted: Any) -> Usage | None:
+    """What was counted; an answer is no worse for tokens that were not."""
+    tokens = counted.get("prompt_tokens"), counted.get("completion_tokens")
+    if not all(type(each) is int and each >= 0 for each in tokens):
+        return None
+    return Usage(*tokens)
+
+
 def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
     found = choice.get("logprobs")
     if not found:
@@ -141,14 +186,18 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
     if "tokens" in found:  # the form of /completions
         tops = found.get("top_logprobs") or [None] * len(found["tokens"])
         return tuple(
-            TokenLogprob(token, logprob or 0.0, tuple((top or {}).items()))
+            TokenLogprob(
+                _text(token),
+                _logprob(logprob or 0.0),
+                tuple((text, _logprob(each)) for text, each in (top or {}).items()),
+            )
             for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
         )
     return tuple(
         TokenLogprob(
-            each["token"],
-            each["logprob"],
-            tuple((top["token"], top["logprob"]) for top in each.get("top_logprobs") or ()),
+            _text(each["token"]),
+            _logprob(each["logprob"]),
+            tuple((_text(top["token"]), _logprob(top["logprob"])) for top in each.get("top_logprobs") or ()),
         )
         for each in found.get("content") or ()
     )
@@ -157,10 +206,22 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
 def _calls(said: dict[str, Any]) -> tuple[ToolCall, ...]:
     return tuple(
         ToolCall(
-            call.get("index", position),
-            call.get("id") or "",
-            (function := call.get("function") or {}).get("name") or "",
-            function.get("arguments") or "",
+            call["index"] if type(call.get("index")) is int else position,
+            _text(call.get("id") or ""),
+            _text((function := call.get("function") or {}).get("name") or ""),
+            _text(function.get("arguments") or ""),
         )
         for position, call in enumerate(said.get("tool_calls") or ())
     )
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _logprob(value: object) -> float:
+    if type(value) is not float and type(value) is not int:
+        raise TypeError
+    return min(float(value), 0.0)  # no probability is above one, whatever an endpoint says

@@ -13,19 +13,30 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from random import Random
 
-import aiohttp
 import orjson
 
 from consort.errors import ConsortError, RequestError, UpstreamError
-from consort.models.openai_stream import NotAnAnswerError, chat_body, chunk_of, ended_by, lines_of, text_body
+from consort.models.connections import BrokenError, Connection, Pool
+from consort.models.openai_stream import (
+    NotAnAnswerError,
+    chat_body,
+    chunk_of,
+    chunks_of,
+    ended_by,
+    lines_of,
+    text_body,
+)
 from consort.types import Capability, Chunk, Request
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 OURS = frozenset({400, 413, 422})  # the request itself was refused: whoever sent it can mend it
 EVERYTHING: frozenset[Capability] = frozenset({"logprobs", "tools", "text_completion"})
+CHAT, TEXT = "/chat/completions", "/completions"
 MAX_LINE_BYTES = 4 << 20  # a line that never ends is no answer
 MAX_RETRY_AFTER_S = 5.0  # an endpoint that asks for more is one that failed
-FAREWELL_S = 0.05
+MAX_ANSWER_BYTES = 64 << 20  # of an endpoint that answers whole
+MAX_REFUSAL_BYTES = 64 << 10
+FAREWELL_S = 0.05  # for the end of a stream whose answer is whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,122 +62,104 @@ class Remote:
         self.capabilities = endpoint.capabilities
         self._endpoint = endpoint
         self._rng = rng or Random()
-        self._session: aiohttp.ClientSession | None = None
-        base = endpoint.base_url.rstrip("/")
-        self._chat_url, self._text_url = f"{base}/chat/completions", f"{base}/completions"
+        self._pool: Pool | None = None
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The endpoint's answer as it comes; leaving early closes the connection and frees the endpoint."""
-        url, body = (
-            (self._chat_url, chat_body(request, self._endpoint.model))
+        path, body = (
+            (CHAT, chat_body(request, self._endpoint.model))
             if request.prompt is None
-            else (self._text_url, text_body(request, self._endpoint.model))
+            else (TEXT, text_body(request, self._endpoint.model))
         )
-        response = await self._opened(url, body)
+        connection = await self._answering(path, body)
         try:
-            async for chunk in self._chunks(response):
+            async for chunk in self._chunks(connection):
                 yield chunk
         except NotAnAnswerError as error:
             raise self._failed(f"sent what is no answer: {error}") from None
         except TimeoutError:
             raise self._failed(f"was silent for {self._endpoint.silence_s:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._failed(f"broke off its answer ({type(error).__name__})") from None
+        except (BrokenError, OSError):
+            raise self._failed("broke off its answer") from None
         finally:
-            response.close()  # a connection that was read to its end is in the pool already
+            connection.release()
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     # ---- one request
 
-    async def _opened(self, url: str, body: bytes) -> aiohttp.ClientResponse:
-        """The response, its headers read: tried again while nothing of an answer was seen."""
+    async def _answering(self, path: str, body: bytes) -> Connection:
+        """The connection, its headers read: tried again while nothing of an answer was seen."""
         for attempt in range(1, self._endpoint.attempts + 1):
             wait_s = self._rng.uniform(0, self._endpoint.backoff_s * 2 ** (attempt - 1))
             try:
-                response = await self._pool().post(url, data=body, allow_redirects=False)
+                connection = await self._opened().post(path, body)
             except TimeoutError:
                 failure: ConsortError = self._failed("did not answer in time")
-            except (aiohttp.ClientError, OSError) as error:
+            except (BrokenError, OSError) as error:
                 failure = self._failed(f"cannot be reached ({type(error).__name__})")
-            except ValueError:  # aiohttp's word for an address that is none
-                raise self._failed("has no usable base_url") from None
             else:
-                if response.status == 200:
-                    return response
-                failure = await self._refused(response)
-                if response.status not in RETRIED:
+                if connection.status == 200:
+                    return connection
+                failure = await self._refused(connection)
+                if connection.status not in RETRIED:
                     break
-                wait_s = max(wait_s, _retry_after_s(response))
+                wait_s = max(wait_s, _retry_after_s(connection))
             if attempt < self._endpoint.attempts:
                 await asyncio.sleep(wait_s)
         raise failure
 
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            headers = {"Content-Type": "application/json"}
-            if self._endpoint.key:
-                headers["Authorization"] = f"Bearer {self._endpoint.key}"
-            self._session = aiohttp.ClientSession(
-                headers=headers,
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._endpoint.connect_s, sock_read=self._endpoint.silence_s
-                ),
-            )
-        return self._session
+    def _opened(self) -> Pool:
+        end = self._endpoint
+        if self._pool is None:
+            try:
+                self._pool = Pool(end.base_url, key=end.key, connect_s=end.connect_s, silence_s=end.silence_s)
+            except ValueError:
+                raise self._failed("has no usable base_url or key") from None
+        return self._pool
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> ConsortError:
+    async def _refused(self, connection: Connection) -> ConsortError:
         """A status that is no answer as one of our errors, in the endpoint's words where they are safe."""
+        status = connection.status
         try:
-            said = _message(await response.content.read(4096)) if response.status in OURS else ""
-        except (aiohttp.ClientError, TimeoutError, OSError):
+            said = _message(await connection.all(MAX_REFUSAL_BYTES)) if status in OURS else ""
+        except (BrokenError, TimeoutError, OSError):
             said = ""
         finally:
-            response.close()
-        if response.status in OURS:
+            connection.release()
+        if status in OURS:
             key = self._endpoint.key
             said = said.replace(key, "…") if key else said
-            return RequestError(f"refused the request: {said or response.status}", where=self.name)
-        if response.status in (401, 403):
+            return RequestError(f"refused the request: {said or status}", where=self.name)
+        if status in (401, 403):
             return self._failed("refused our key", hint="check the variable that key_env names")
-        if response.status == 404:
+        if status == 404:
             return self._failed(
                 f"knows no model {self._endpoint.model!r} at this address", hint="check model and base_url"
             )
-        return self._failed(f"answered {response.status}")
+        return self._failed(f"answered {status}")
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Chunk]:
+    async def _chunks(self, connection: Connection) -> AsyncIterator[Chunk]:
         name = self.name
-        if not response.content_type.endswith("event-stream"):  # an endpoint that cannot stream
-            answer = chunk_of(await response.read(), name)
+        if b"event-stream" not in connection.headers.get(b"content-type", b"").lower():
+            answer = chunk_of(await connection.all(MAX_ANSWER_BYTES), name)  # an endpoint that cannot stream
             yield answer if answer.finish_reason else ended_by(answer, Chunk("", name, "stop"))
             return
         last: Chunk | None = None  # what ends the answer; the usage comes after it
         rest = b""
-        while received := await response.content.readany():
+        while received := await connection.some():
             lines, rest, done = lines_of(rest + received if rest else received)
-            texts: list[str] = []  # what came in one piece goes on in one piece
-            for line in lines:
-                chunk = chunk_of(line, name)
+            for chunk in chunks_of(lines, name):
                 if last is not None:
                     last = ended_by(chunk, last)
                 elif chunk.finish_reason is not None:
                     last = chunk
-                elif not (chunk.logprobs or chunk.tool_calls):
-                    texts.append(chunk.text)
                 else:
-                    if texts:
-                        yield Chunk("".join(texts), name)
-                        texts.clear()
                     yield chunk
-            if text := "".join(texts):
-                yield Chunk(text, name)
             if done:
                 break
             if len(rest) > MAX_LINE_BYTES:
@@ -174,22 +167,23 @@ class Remote:
         if last is None:
             raise self._failed("ended its stream in the middle of the answer")
         yield last
-        await _read_to_the_end(response)
+        await _read_to_the_end(connection)
 
     def _failed(self, what: str, *, hint: str = "") -> UpstreamError:
         return UpstreamError(what, where=self.name, hint=hint)
 
 
-async def _read_to_the_end(response: aiohttp.ClientResponse) -> None:
+async def _read_to_the_end(connection: Connection) -> None:
     """What follows the answer is nothing, but only a connection read to its end can be used again."""
-    if not response.content.at_eof():
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            await asyncio.wait_for(response.content.readany(), FAREWELL_S)
+    if not connection.is_ended:
+        with contextlib.suppress(TimeoutError, BrokenError, OSError):
+            async with asyncio.timeout(FAREWELL_S):
+                await connection.some()
 
 
-def _retry_after_s(response: aiohttp.ClientResponse) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), MAX_RETRY_AFTER_S) if asked.isdecimal() else 0.0
+def _retry_after_s(connection: Connection) -> float:
+    asked = connection.headers.get(b"retry-after", b"")
+    return min(float(asked), MAX_RETRY_AFTER_S) if asked.isdigit() else 0.0
 
 
 def _message(body: bytes) -> str:

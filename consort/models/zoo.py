@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from consort.errors import ModelError
+from consort.models.gguf.file import is_gguf
 
 CLOUD = "cloud"
 PROXY = "proxy"
@@ -18,8 +19,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def located(model: str) -> str:
-    """Where a configured model lies: `zoo:NAME` is a bundled one, anything else a directory or Hub id as it
-    is."""
+    """Where the files of a transformers model lie: `zoo:NAME` is a bundled one, anything else a directory or
+    Hub id as it is. ModelError for a GGUF file, which is another kind of model."""
+    if is_gguf(model):
+        raise ModelError(
+            "a GGUF file answers, and can be neither tuned nor measured",
+            where=model,
+            hint="name the model that it was made of; `consort chat` and [serve] take GGUF files",
+        )
     return str(zoo_dir(model.removeprefix("zoo:"))) if model.startswith("zoo:") else model
 
 

@@ -20,6 +20,7 @@ from consort.types import Message, Role
 
 if TYPE_CHECKING:
     from consort.align import Spans
+    from consort.models.decoding.prompt import Reader
     from consort.models.local import LocalModel
 
 SPLITS = ("train", "valid", "test")
@@ -103,7 +104,7 @@ def needs_template(samples: Sequence[Sample]) -> bool:
     return any(not isinstance(sample.prompt, str) for sample in samples)
 
 
-def prompt_ids(sample: Sample, model: LocalModel) -> list[int]:
+def prompt_ids(sample: Sample, model: Reader) -> list[int]:
     """The prompt in the model's tokens, ending where the answer begins.
 
     Where nothing was asked, the end of an earlier text stands there, as in pretraining.

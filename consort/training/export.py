@@ -17,6 +17,7 @@ import torch
 
 from consort import __version__
 from consort.errors import MissingExtraError, ModelError, RunError
+from consort.models.gguf.tokens import WHOLE_JSON
 from consort.models.local import LocalModel, save_model
 from consort.training.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from consort.training.gguf_weights import architecture, hyperparameters, tensors
@@ -117,6 +118,7 @@ def _add_vocabulary(writer: Any, vocabulary: GgufVocabulary, chat_template: str 
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
+    writer.add_string(WHOLE_JSON, vocabulary.whole)
     if vocabulary.scores:
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges:

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from consort.errors import ModelError
+from consort.models.gguf.tokens import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    REGEX_NAMES,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
 
-# llama.cpp's token types
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-_SPACE = "▁"
 _HINT = "export --format safetensors keeps the tokenizer as it is"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REGEX_NAMES = {
-    _CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe",
-    _CONTRACTIONS + r"\p{N}" + _TAIL: "qwen2",
-}
 # whether a token reaches across the cut that a Split makes at a character
 _REACHES_ACROSS: dict[str, Callable[[str, str], bool]] = {
     "MergedWithNext": lambda token, character: character in token[1:],
@@ -43,6 +43,7 @@ class GgufVocabulary:
     pre: str
     tokens: list[str]
     types: list[int]
+    whole: str  # the tokenizer's own JSON, for readers that would rather not rebuild it
     scores: list[float]
     merges: list[str]
     space_prefix: bool
@@ -65,6 +66,7 @@ def gguf_vocabulary(tokenizer: Any, *, num_rows: int, where: str) -> GgufVocabul
         pre=pre,
         tokens=tokens,
         types=types,
+        whole=json.dumps(state, ensure_ascii=False),
         scores=scores + [0.0] * (num_rows - len(scores)) if scores else [],
         merges=merges,
         space_prefix=prefix,
@@ -133,7 +135,7 @@ def _byte_level_cut(state: dict[str, Any], cuts: Sequence[dict[str, Any]], where
         elif kinds == ["Digits"] and before[0]["individual_digits"] and level["use_regex"]:
             name = "starcoder"
         elif kinds == ["Split"] and before[0]["behavior"] == "Isolated" and not level["use_regex"]:
-            name = _REGEX_NAMES.get(before[0]["pattern"].get("Regex", ""), "")
+            name = REGEX_NAMES.get(before[0]["pattern"].get("Regex", ""), "")
     if not name:
         raise ModelError(
             "llama.cpp has no name for the way this tokenizer cuts words", where=where, hint=_HINT
@@ -145,14 +147,14 @@ def _check_escaped_spaces(state: dict[str, Any], cuts: Sequence[dict[str, Any]],
     """Spaces must become ▁ and nothing else may change; returns whether one is put before the text."""
     prefix = False
     for step in (*_steps(state["normalizer"], "normalizers"), *cuts):
-        if step["type"] == "Prepend" and step["prepend"] == _SPACE:
+        if step["type"] == "Prepend" and step["prepend"] == SPACE:
             prefix = True
-        elif step["type"] == "Metaspace" and step["replacement"] == _SPACE:
+        elif step["type"] == "Metaspace" and step["replacement"] == SPACE:
             prefix = prefix or step["prepend_scheme"] != "never"
         elif step["type"] == "Split":
             _check_cut(state, step, where)
         elif not (
-            step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == _SPACE
+            step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE
         ):
             raise ModelError(f"llama.cpp cannot repeat its step {step['type']}", where=where, hint=_HINT)
     return prefix

@@ -122,6 +122,23 @@ def test_where_everything_is_labelled_a_replay_is_what_a_gateway_of_that_policy_
     assert found.quality.value == pytest.approx(itself.quality.value)
 
 
+def test_what_edge_and_cloud_wrote_together_is_no_answer_of_either(tmp_path: Path) -> None:
+    before = served(tmp_path, share=1.0, strategy="cascade", threshold=0.4)
+    parts = tuple(
+        {**call, "side": side, "cost": 99.0}
+        for call, side in zip(2 * before.rows[0].calls[:1], ("edge", "cloud"), strict=True)
+    )
+    shared = replace(before.rows[0], id="shared", strategy="defer", notes=(), calls=parts, cloud_tokens=1)
+    history = replace(before, rows=(*before.rows, shared))
+    was, would = replay(history, Policy()), replay(history, Policy("cloud"))
+    assert was.edge_share.value == pytest.approx(totals(before)[0] * QUESTIONS / (QUESTIONS + 1))
+    assert was.quality is None
+    assert would.decided == QUESTIONS + 1
+    assert would.guessed == {"an answer of the cloud": 1}
+    assert would.money.high < 1
+    assert would.quality == Figure(1.0, 1.0, 1.0)
+
+
 def test_a_threshold_alone_needs_no_label_and_no_text(tmp_path: Path) -> None:
     before = served(tmp_path / "was", strategy="cascade", threshold=0.4)
     really = served(tmp_path / "is", strategy="cascade", threshold=0.2)

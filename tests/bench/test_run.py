@@ -15,12 +15,17 @@ import torch
 from consort.bench.assemble import RunData
 from consort.bench.results import RunResult
 from consort.bench.run import run_co_tuning
+from consort.bench.served import SERVED, served_here
 from consort.cli.tune import run_data
 from consort.config import Config, RuntimeConfig
+from consort.config_file import load_config
+from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import RunError
+from consort.gateway.loading import served
 from consort.models.local import load_model
 from consort.preflight import load_checked
 from consort.training.peft_directory import load_adapter
+from consort.training.tuned import load_tuned
 from tests.tunable_consort import COUNTS, write_tunable_consort
 
 CPU = RuntimeConfig(device="cpu")
@@ -119,6 +124,17 @@ def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: 
         load_adapter(model, adapters / owner)
         assert not torch.equal(untouched, model.hidden(ids))
     load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+
+
+def test_the_run_says_how_to_serve_what_it_tuned(finished: Finished) -> None:
+    edges, cloud = served(load_config(finished.run_dir / SERVED))
+    assert [each.name for each in (*edges, cloud)] == ["bank", "shop", "cloud"]
+    for each in (*edges, cloud):
+        assert Path(each.model).samefile(finished.run_dir / "adapters" / each.name)
+        load_tuned(each.model, adapter=None, runtime=CPU, chat_template=each.chat_template)
+    remote = ServeConfig(cloud=ServedModel(name="far", model="m", base_url="http://x/v1"))
+    own = replace(finished.config, serve=remote)
+    assert served_here(own) == own
 
 
 def bank_model(finished: Finished) -> str:

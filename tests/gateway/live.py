@@ -1,4 +1,4 @@
-"""The gateway on a real socket, before simulated models or a scripted upstream."""
+"""The gateway on a real socket, before simulated models or a scripted upstream; with `room`, a verifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import orjson
@@ -21,8 +21,10 @@ from consort.gateway.keys import Door
 from consort.gateway.ledger import Ledger
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
+from consort.gateway.verifier import Pool
 from consort.inference.cache import OFF
-from consort.types import LM
+from consort.inference.mixture import Guides
+from consort.types import LM, DraftedLM
 from tests.inference.consorts import says
 
 SMALL, LARGE = "it opens at nine in the morning", "the clinic opens at 9, except on Sundays"
@@ -57,6 +59,8 @@ async def live(
     *,
     edges: Sequence[LM] | None = None,
     cloud: LM | None = None,
+    room: int = 0,
+    guides: Guides | None = None,
     measured_alike: float = OFF,
     **config: Any,
 ) -> AsyncIterator[Live]:
@@ -73,7 +77,10 @@ async def live(
         ledger=ledger,
         prices={"large": price},
         alike=measured_alike,
+        guides=guides,
     )
+    if room:
+        service.pool = Pool(service, cast("DraftedLM", service.cloud), room=room)
     # uvicorn's own protocol without its server, which looks only ten times a second whether it shall end
     config_of_server = server_config(service)
     config_of_server.load()

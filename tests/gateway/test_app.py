@@ -128,6 +128,19 @@ def test_every_request_has_a_deadline(tmp_path: Path, stream: bool) -> None:
     assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
 
 
+def test_a_request_that_never_comes_whole_is_given_up(tmp_path: Path) -> None:
+    async def work(here: Live) -> bytes:
+        address = here.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{" % CHAT.encode())
+        answer = await reader.read()  # and the connection is closed
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    assert b" 408 " in run(work, tmp_path, deadline_s=0.05)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_work(tmp_path: Path, stream: bool) -> None:
     slow = says("large", LARGE, fault=Fault("stall", 2))
@@ -190,6 +203,11 @@ def test_optimistic_answers_begin_anew_in_the_stream(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}', "max_tokens"),
         (b'{"messages": [{"role": "user", "content": "x"}], "stop": [""]}', "stop"),
         (b'{"messages": [{"role": "user", "content": "x"}], "tools": 3}', "tools"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": [1]}', "tool_choice"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "prompt": "y"}', "prompt"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": true}', "n"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": 1}}',
+         "include_usage"),
         (b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json"}}',
          "response_format"),
         (b'{"messages": [{"role": "user", "content": "x"}], "consort": {"treshold": 1}}', "consort.treshold"),
@@ -278,6 +296,27 @@ def test_only_health_and_the_page_are_open_without_a_key(tmp_path: Path) -> None
                         "/api/tags": 401, "/nothing": 404}  # fmt: skip
 
 
+def test_another_method_is_told_which_is_served(tmp_path: Path) -> None:
+    async def work(here: Live) -> dict[str, tuple[int, str | None]]:
+        found = {}
+        for method, path in (
+            ("DELETE", "/v1/models"),
+            ("GET", CHAT),
+            ("PUT", "/api/chat"),
+            ("HEAD", "/health"),
+        ):
+            async with here.http.request(method, here.url + path) as response:
+                found[f"{method} {path}"] = response.status, response.headers.get("allow")
+                if method == "HEAD":
+                    assert response.headers["content-length"] == str(len('{"status":"ok"}'))
+        return found
+
+    assert run(work, tmp_path) == {
+        "DELETE /v1/models": (405, "GET, HEAD"), f"GET {CHAT}": (405, "POST"),
+        "PUT /api/chat": (405, "POST"), "HEAD /health": (200, None),
+    }  # fmt: skip
+
+
 def test_another_sites_page_may_not_ask_unless_it_is_allowed(tmp_path: Path) -> None:
     async def work(here: Live) -> list[tuple[int, str | None]]:
         found = []
@@ -306,6 +345,19 @@ def test_the_dashboard_is_one_page_that_loads_nothing_else(tmp_path: Path) -> No
         ("large", "cloud", "idle"),
     ]
     assert now["recent"][0]["spans"] == [["small", len(SMALL)]]
+
+
+def test_the_dashboard_counts_private_spans_by_kind_and_never_says_them(tmp_path: Path) -> None:
+    async def work(here: Live) -> Any:
+        for _ in range(2):
+            await here.ask("Write to ann.weiss@example.org", model="consort/cloud", consort={"redact": True})
+        async with here.http.get(here.url + "/overview") as overview:
+            return orjson.loads(await overview.read())
+
+    now = run(work, tmp_path)
+    assert now["redactions"] == {"email": 2}
+    assert [answer["redactions"] for answer in now["recent"]] == [{"email": 1}] * 2
+    assert "weiss" not in str(now)
 
 
 def test_metrics_speak_opentelemetrys_names_and_hold_no_text(tmp_path: Path) -> None:

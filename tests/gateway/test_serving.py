@@ -18,7 +18,8 @@ from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
 from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, served
-from consort.gateway.serve import check, open_service
+from consort.gateway.opening import open_service
+from consort.gateway.serve import check
 from consort.inference.baselines import brevity
 from consort.inference.calibration import Calibration
 from consort.inference.evidence import Evidence

@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from consort.config import RuntimeConfig
+from consort.config_serve import ServeConfig, ServedModel
+from consort.gateway.deferring import deferral_of
 from consort.gateway.history import read_history
 from consort.gateway.labels import ASKED, Label
 from consort.gateway.ledger import Ledger, Row
+from consort.gateway.loading import load_lm
 from consort.gateway.shadow import Shadow, most_cost
 from consort.models.simulated import Fault
 from tests.gateway.live import LARGE, SMALL, Live, live
@@ -216,3 +220,45 @@ def test_the_share_is_of_requests_whoever_answers_them(tmp_path: Path) -> None:
     assert 40 <= len(labels) <= 80
     assert 0.3 * len(labels) <= deferred <= 0.7 * len(labels)
     assert {label.chance for label in labels} == {0.3}
+
+
+def test_a_drafted_answer_is_labelled_and_one_whose_tokens_several_chose_is_not(tmp_path: Path) -> None:
+    edge, cloud = (
+        load_lm(
+            ServedModel(name=name, model=f"zoo:{model}", answers=2, context_tokens=128),
+            RuntimeConfig(device="cpu"),
+            sessions=2,
+        )
+        for name, model in (("small", "edge-llama"), ("large", "cloud"))
+    )
+    said: list[str] = []
+
+    async def work(here: Live) -> None:
+        here.service.deferral = deferral_of(ServeConfig(), [edge, cloud], has_cloud=True, sessions=2)
+        for name, stop in (("cloud", []), ("speculate", []), ("speculate", ["e"]), ("defer", [])):
+            status, body = await here.ask(
+                "When do you open?", model=f"consort/{name}", max_tokens=12, stop=stop
+            )
+            assert status == 200
+            said.append(body["choices"][0]["message"]["content"])
+
+    labels = labelled(work, tmp_path, edges=[edge], cloud=cloud, log_text=True)
+    assert [(label.asked, label.large_answer) for label in labels] == [("small", text) for text in said[:3]]
+    assert said[1] == said[0]
+    assert all(label.large_call["completion_tokens"] > 0 for label in labels)
+
+
+def test_labels_and_rows_that_a_killed_process_left_are_taken_in_together(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for index in range(40):
+        ledger.record(replace(ROW, id=f"r{index}"))
+        ledger.record(Label(f"r{index}", 5.0, "done", "large", 0.25, 1.0, features={"surface": [1.0]}))
+    (spool,) = tmp_path.glob("ledger.*.spool")
+    left = spool.read_bytes()
+    ledger.close()
+    stored = read_history(tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    (tmp_path / "ledger.1-1.spool").write_bytes(left)
+    Ledger(tmp_path).close()
+    assert read_history(tmp_path) == stored
+    assert (len(stored.rows), len(stored.labels), stored.labels[0].features) == (40, 40, {"surface": [1.0]})

@@ -14,8 +14,8 @@ from consort.config import Config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
 from consort.gateway.judging import judges
+from consort.gateway.opening import open_service
 from consort.gateway.overview import overview
-from consort.gateway.serve import open_service
 from consort.gateway.watch import AFTER, Watch
 from consort.inference.cache import OFF
 from consort.inference.cache_measured import MeasuredLikeness, save_likeness

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consort.inference.answer_checks import CHECKS, check_answer, failed_checks, final_number
-from consort.inference.evidence import FEATURES, Evidence, evidence_of, features
+from consort.inference.evidence import FEATURES, Evidence, ProxyView, evidence_of, features
 from consort.inference.ngrams import NUM_BUCKETS, byte_buckets, word_buckets
 from consort.inference.surface import SURFACE, surface_features
 from consort.types import Answer, Message, Request, TokenLogprob
@@ -71,7 +71,8 @@ def test_evidence_has_only_what_was_given() -> None:
     assert before.groups == ("surface",)
     assert QUESTION in before.question
     token = TokenLogprob("10", -0.1, (("10", -0.1), ("12", -2.5)))
-    after = evidence_of(request, Answer(GOOD, "edge", (token,)), others=("#### 10", "#### 12"), proxy=0.5)
+    view = ProxyView(share=0.5, nats_per_byte=0.2, least=-3.0, likeness=0.9)
+    after = evidence_of(request, Answer(GOOD, "edge", (token,)), others=("#### 10", "#### 12"), proxy=view)
     assert after.groups == ("surface", "checks", "confidence", "agreement", "proxy")
     for group in after.groups:
         assert len(features(after, group)) == len(FEATURES[group])

@@ -12,7 +12,7 @@ import pytest
 
 from consort.errors import DataError, ModelError
 from consort.inference.calibration import Calibration
-from consort.inference.evidence import Evidence
+from consort.inference.evidence import Evidence, ProxyView
 from consort.inference.gain_file import StoredScorer, load_scorer, save_scorer
 from consort.inference.gain_fit import fit_gain, fit_prepared, prepare
 from consort.inference.gain_model import GainModel
@@ -119,12 +119,16 @@ def test_too_few_outcomes_are_refused() -> None:
         fit_gain(evidence, gains)
 
 
+def view(share: float) -> ProxyView:
+    return ProxyView(float(share), nats_per_byte=float(1 - share), least=-1.0, likeness=0.5)
+
+
 def test_scorers_answer_in_0_to_1_before_and_after(model: GainModel) -> None:
     request = Request((Message("user", f"tell me about the {TOPICS[0]}"),))
     answer = Answer("2 + 2 = 5, perhaps", "edge")
 
-    async def proxy(request: Request, answer: Answer | None) -> float:
-        return 1.5
+    async def proxy(request: Request, answer: Answer | None) -> ProxyView:
+        return view(1.0)
 
     for scorer in (gain_scorer(model), checks_scorer(), proxy_scorer(proxy)):
         for known in (None, answer):
@@ -159,15 +163,15 @@ def test_other_devices_are_asked_where_their_agreement_was_learned() -> None:
 def test_agreement_of_the_proxy_is_learned_where_it_is_given() -> None:
     rng = np.random.default_rng(8)
     agreement = rng.random(120)
-    evidence = [Evidence("the same question", proxy=float(value)) for value in agreement]
+    evidence = [Evidence("the same question", proxy=view(value)) for value in agreement]
     model = fit_gain(evidence, (agreement < 0.5).astype(float))
     assert model.groups == ("surface", "proxy")
 
-    async def agrees(request: Request, answer: Answer | None) -> float:
-        return 0.9
+    async def agrees(request: Request, answer: Answer | None) -> ProxyView:
+        return view(0.9)
 
-    async def differs(request: Request, answer: Answer | None) -> float:
-        return 0.1
+    async def differs(request: Request, answer: Answer | None) -> ProxyView:
+        return view(0.1)
 
     request = Request((Message("user", "the same question"),))
     trusted, doubted = (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consort.errors import RequestError, UpstreamError
-from consort.models.openai_stream import chunk_of, lines_of
+from consort.models.openai_stream import NotAnAnswerError, chunk_of, chunks_of, lines_of
 from consort.models.remote import Endpoint, Remote
 from consort.types import Chunk, Message, Request, Tool, Usage
 from tests.upstream import CUT, EVENT_STREAM, HANG, Upstream, answer, event, framed, refusal, upstream
@@ -64,6 +64,55 @@ def test_every_cut_of_the_bytes_gives_the_same_lines(data: st.DataObject, texts:
         lines, rest, _ = lines_of(rest + whole[start:end])
         read += "".join(chunk_of(line, "far").text for line in lines)
     assert read == "".join(texts)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+logprobs = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("content", "tokens", "token_logprobs", "top_logprobs"), anything)
+    | {"content": st.lists(st.fixed_dictionaries({"token": anything, "logprob": anything},
+                                                 optional={"top_logprobs": anything}), max_size=2) | anything}
+)  # fmt: skip
+calls = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"index": anything, "id": anything, "function": anything
+                      | st.fixed_dictionaries({}, optional={"name": anything, "arguments": anything})}),
+    max_size=2,
+)  # fmt: skip
+said = st.fixed_dictionaries({}, optional={"content": anything, "tool_calls": calls | anything})
+choices = st.lists(
+    st.fixed_dictionaries({}, optional={"delta": said | anything, "text": anything, "message": said,
+                                        "finish_reason": anything, "logprobs": logprobs | anything}),
+    max_size=2,
+)  # fmt: skip
+usages = st.fixed_dictionaries({"prompt_tokens": anything, "completion_tokens": anything})
+events = st.fixed_dictionaries({}, optional={"choices": choices | anything, "usage": usages | anything})
+
+
+@settings(max_examples=400, deadline=None)
+@given(event=events | anything)
+def test_any_event_is_a_chunk_of_the_right_types_or_no_answer(event: object) -> None:
+    line = orjson.dumps(event)
+    try:
+        chunk, together = chunk_of(line, "far"), chunks_of([line], "far")
+    except NotAnAnswerError:
+        with pytest.raises(NotAnAnswerError):
+            chunks_of([line], "far")
+        return
+    assert together == [chunk] or (not together and not chunk.text)
+    assert type(chunk.text) is str
+    if chunk.usage is not None:
+        assert type(chunk.usage.prompt_tokens) is type(chunk.usage.completion_tokens) is int
+    for token in chunk.logprobs:
+        assert type(token.token) is str
+        assert all(type(text) is str for text, _ in token.top)
+        assert all(type(each) is float and each <= 0 for each in (token.logprob, *(p for _, p in token.top)))
+    for call in chunk.tool_calls:
+        assert type(call.index) is int
+        assert all(type(text) is str for text in (call.id, call.name, call.arguments))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from consort.errors import ModelError, RunError
 from consort.models import zoo
+from consort.models.gguf.tokens import BYTE, CONTROL, UNUSED
 from consort.models.local import LocalModel, generate, load_model
 from consort.training.adapters import OWN
 from consort.training.export import export_model, write_gguf
-from consort.training.gguf_vocabulary import BYTE, CONTROL, UNUSED, gguf_vocabulary
+from consort.training.gguf_vocabulary import gguf_vocabulary
 from consort.training.peft_directory import load_adapter, merge_adapters, save_adapter
 from consort.training.tuned import load_tuned
 from tests.tiny_models import ARCHITECTURES, CPU, TEXT, byte_level, escaped_spaces, tiny, tune_somehow

@@ -1,23 +1,36 @@
 """Continuous batching: answers join and leave between two steps, and every one is written as if it were
 alone.
 
-A step reads a bounded piece of the newcomers' prompts, then writes one token of every answer under way. Rows
-that write keep to the first slots of the cache, so that one pass reads them where they lie. Does not know
-text, threads or clients.
+A step reads a bounded piece of the newcomers' prompts, then writes one token of every answer under way, and
+with it as many more as the answer's draft foresaw: each token is chosen as without a draft, so the answer is
+the same. Rows that write keep to the first slots of the cache, so that one pass reads them where they lie.
+Does not know text, threads or clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from consort.align import Vocabulary
-from consort.models.decoding.sampling import GREEDY, Sampling, choose, token_keys
-from consort.types import TopK
+from consort.models.decoding.sampling import (
+    GREEDY,
+    Logits,
+    Sampling,
+    choose,
+    float64,
+    likeliest,
+    log_softmax,
+    token_keys,
+)
+from consort.models.drafts import NOTHING, below, chain, child, cut, first_path, is_chain, joined
+from consort.types import Draft, TopK
+
+DRAFT_NODES = 64  # of one answer that a pass looks at; beyond them a pass takes longer than they save
 
 
 class Network(Protocol):
@@ -25,12 +38,24 @@ class Network(Protocol):
 
     slots: int
     positions: int
+    branches: bool  # whether trees may be more than chains
 
     def read(
-        self, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int], every: bool
-    ) -> Tensor:
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        every: bool,
+        trees: Sequence[Sequence[int]] | None = None,
+    ) -> Logits:
         """Append tokens to the texts in `slots` (ascending), which hold `starts` tokens: logits [rows, V]
-        after the last token of each row, or after `every` token, [tokens, V], row by row."""
+        after the last token of each row, or after `every` token, [tokens, V], row by row. `trees` are the
+        parents of all nodes after each text, of which the row's tokens are the last: see `layout`."""
+        ...
+
+    def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
+        """Let a path through the tree after `start` tokens be the text's next tokens."""
         ...
 
     def swap(self, slot: int, other: int, num_tokens: int) -> None:
@@ -48,10 +73,13 @@ class Row:
     top_logprobs: int | None = None
     filled: int = 0  # tokens in the cache
     written: list[int] = field(default_factory=list)
+    draft: Draft = NOTHING  # of what comes after `written`
+    drafted: int = 0  # tokens of drafts that were looked at
+    foreseen: int = 0  # of those, the answer's
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Token:
     """A token that a row wrote; `top` are alternatives' ids and log-probabilities where the row asked for
     them."""
 
@@ -91,7 +119,7 @@ class Batch:
         self._swap(slot, len(self.rows) - 1)
         self.rows.pop()
 
-    def step(self, prompt_tokens: int) -> tuple[list[Written], list[tuple[Row, Tensor]]]:
+    def step(self, prompt_tokens: int) -> tuple[list[Token], list[tuple[Row, Logits]]]:
         """Write one token of every answer, and read about `prompt_tokens` of the prompts that wait; with the
         logits [V] of rows that now hold their place."""
         written, holding = self._write(), []
@@ -99,12 +127,12 @@ class Batch:
             if row.max_new_tokens:
                 self._swap(self.rows.index(row), self.writing)
                 self.writing += 1
-                written += self._chosen([row], logits_V[None])
+                written += self._leave(self._chosen([row], logits_V[None]))
             else:
                 holding.append((row, logits_V))
         return written, holding
 
-    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Tensor]]:
+    def _read_prompts(self, prompt_tokens: int) -> list[tuple[Row, Logits]]:
         """Read on in prompts, in the order of their slots; logits [V] of those that ended."""
         chosen: dict[int, int] = {}  # slot to tokens
         for slot in range(self.writing, len(self.rows)):
@@ -121,31 +149,103 @@ class Batch:
             del row.unread[: len(piece)]
         return [(row, logits_V) for row, logits_V in zip(rows, logits_RV, strict=True) if not row.unread]
 
-    def extend(self, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Append ids to rows that hold their place: logits [ids, V] after each id, one tensor a row."""
+    def extend(self, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> list[Logits]:
+        """Append ids to rows that hold their place: logits [ids, V] after each id, row by row."""
         order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
         slots = [self.rows.index(rows[index]) for index in order]
         logits_NV = self._read([rows[i] for i in order], [pieces[i] for i in order], slots, every=True)
-        parts = torch.split(logits_NV, [len(pieces[index]) for index in order])
-        return [part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0])]
+        return self._apart(logits_NV, order, pieces)
 
-    def _write(self) -> list[Written]:
+    def read_levels(
+        self, rows: Sequence[Row], levels: Sequence[Sequence[int]], trees: Sequence[Sequence[int]]
+    ) -> list[Logits]:
+        """Read the last nodes of trees after rows that hold their place, which stay as they are: logits
+        [nodes, V]."""
+        order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
+        logits_NV = self.network.read(
+            [levels[index] for index in order],
+            slots=[self.rows.index(rows[index]) for index in order],
+            starts=[rows[index].filled for index in order],
+            every=True,
+            trees=[trees[index] for index in order],
+        )
+        return self._apart(logits_NV[:, : self.vocabulary.size], order, levels)
+
+    def draft(self, row: Row, begins: int, more: Draft) -> None:
+        """Take a draft of what comes after `begins` tokens of the row's answer."""
+        row.draft = joined(row.draft, row.written, begins, more)
+
+    def _write(self) -> list[Token]:
         rows = self.rows[: self.writing]
         if not rows:
             return []
+        if any(row.draft.ids for row in rows):
+            return self._write_drafted(rows)
         pieces = [[row.written[-1]] for row in rows]
-        return self._chosen(rows, self._read(rows, pieces, range(len(rows)), every=False))
+        return self._leave(self._chosen(rows, self._read(rows, pieces, range(len(rows)), every=False)))
+
+    def _write_drafted(self, rows: list[Row]) -> list[Token]:
+        """One pass over each row's last token and the draft after it; then down the tree, token by token, as
+        long as what is chosen was drafted."""
+        drafts = [self._verifiable(row) for row in rows]
+        pieces = [[row.written[-1], *draft.ids] for row, draft in zip(rows, drafts, strict=True)]
+        trees = [(-1, *(parent + 1 for parent in draft.parents)) for draft in drafts]
+        starts = [row.filled for row in rows]
+        is_tree = not all(map(is_chain, trees))
+        logits_NV = self.network.read(
+            pieces, slots=range(len(rows)), starts=starts, every=True, trees=trees if is_tree else None
+        )[:, : self.vocabulary.size]
+        firsts = [0, *accumulate(map(len, pieces))]
+        paths = [[0] for _ in rows]  # nodes of `pieces` that the answer took
+        written, walking = [], list(range(len(rows)))
+        while walking:
+            places = [firsts[index] + paths[index][-1] for index in walking]
+            chosen = self._chosen([rows[index] for index in walking], logits_NV[places])
+            written += chosen
+            following = []
+            for index, one in zip(walking, chosen, strict=True):
+                node = None if one.finish else child(drafts[index], paths[index][-1] - 1, one.token)
+                if node is not None:
+                    paths[index].append(node + 1)
+                    following.append(index)
+            walking = following
+        for slot, (row, draft, path) in enumerate(zip(rows, drafts, paths, strict=True)):
+            if path != list(range(len(path))):
+                self.network.keep(slot, row.filled, path)
+            row.filled += len(path)
+            row.drafted += len(draft.ids)
+            row.foreseen += len(path) - 1
+            row.draft = below(row.draft, row.written[-len(path) :])
+        return self._leave(written)
+
+    @staticmethod
+    def _apart(logits_NV: Logits, order: Sequence[int], pieces: Sequence[Sequence[int]]) -> list[Logits]:
+        """The logits of pieces that were read in another order, each for itself."""
+        ends = accumulate(len(pieces[index]) for index in order)
+        parts = {
+            index: logits_NV[end - len(pieces[index]) : end] for index, end in zip(order, ends, strict=True)
+        }
+        return [parts[index] for index in range(len(order))]
+
+    def _verifiable(self, row: Row) -> Draft:
+        """The part of a row's draft that fits into its answer and its slot."""
+        room = self.network.positions - row.filled - 1
+        draft = cut(row.draft, nodes=min(room, DRAFT_NODES), depth=row.max_new_tokens - len(row.written) - 1)
+        if not self.network.branches:
+            path = first_path(draft)
+            draft = chain([draft.ids[node] for node in path])
+        return draft
 
     def _read(
         self, rows: Sequence[Row], pieces: Sequence[Sequence[int]], slots: Sequence[int], *, every: bool
-    ) -> Tensor:
+    ) -> Logits:
         logits_NV = self.network.read(pieces, slots=slots, starts=[row.filled for row in rows], every=every)
         for row, piece in zip(rows, pieces, strict=True):
             row.filled += len(piece)
         return logits_NV[:, : self.vocabulary.size]  # a head may have more rows than there are tokens
 
-    def _chosen(self, rows: Sequence[Row], logits_RV: Tensor) -> list[Written]:
-        """Each row's next token; rows that end leave."""
+    def _chosen(self, rows: Sequence[Row], logits_RV: Logits) -> list[Token]:
+        """Each row's next token."""
         tokens = choose(
             logits_RV,
             [row.sampling for row in rows],
@@ -161,7 +261,11 @@ class Batch:
             elif len(row.written) == row.max_new_tokens:
                 finish = "length"
             logprob, top = _logprobs(logits_RV[place], token, row.top_logprobs)
-            written.append(Written(row, token, logprob, top, finish))
+            written.append(Token(row, token, logprob, top, finish))
+        return written
+
+    def _leave(self, written: list[Token]) -> list[Token]:
+        """Rows that ended free their slots."""
         for one in written:
             if one.finish:
                 self.remove(one.row)
@@ -176,19 +280,19 @@ class Batch:
         return other
 
 
-def top_k(logits_V: Tensor, count: int) -> TopK:
+def top_k(logits_V: Logits, count: int) -> TopK:
     """The `count` likeliest tokens and the mass of the others."""
-    logp_V = logits_V.double().log_softmax(-1)
-    logp_K, ids_K = logp_V.topk(min(count, len(logp_V)))
-    rest = max(0.0, -float(torch.expm1(logp_K.logsumexp(-1))))
-    return TopK(ids_K.cpu().numpy(), logp_K.cpu().numpy(), rest)
+    logp_V = log_softmax(float64(logits_V))
+    ids_K = likeliest(logp_V, count)
+    logp_K = logp_V[ids_K]
+    return TopK(ids_K, logp_K, max(0.0, 1.0 - float(np.exp(logp_K).sum())))
 
 
 def _logprobs(
-    logits_V: Tensor, token: int, count: int | None
+    logits_V: Logits, token: int, count: int | None
 ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
     if count is None:
         return None, ()
-    logp_V = logits_V.float().log_softmax(-1)
-    values, ids = logp_V.topk(count)
-    return float(logp_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    logp_V = log_softmax(float64(logits_V))
+    ids = likeliest(logp_V, count)
+    return float(logp_V[token]), tuple(zip(ids.tolist(), logp_V[ids].tolist(), strict=True))

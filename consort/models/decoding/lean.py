@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from consort.models.decoding.layout import Layout, tree_layout
 from consort.models.decoding.parts import Decoder, Layer
 
 
@@ -33,30 +34,45 @@ class Places:
 class LeanNetwork:
     """A decoder with a cache of `slots` texts of up to `positions` tokens each."""
 
+    branches = True
+
     def __init__(self, decoder: Decoder, *, slots: int, positions: int) -> None:
         self.decoder, self.slots, self.positions = decoder, slots, positions
         device = decoder.embedding_VD.device
         # one position more, which nobody reads: what pads a short row is written there
         shape = (slots, positions + 1, 2 * decoder.kv_heads, decoder.head_dim)
-        self._cache = torch.zeros(len(decoder.layers), *shape, device=device)
+        self._cache = torch.zeros(
+            len(decoder.layers), *shape, dtype=decoder.embedding_VD.dtype, device=device
+        )
         self._flat = self._cache.flatten(1, 2).unbind()  # each layer's, one slot after the other
         self._columns = torch.arange(positions + 1, device=device)
 
     @torch.inference_mode()
     def read(
-        self, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int], every: bool
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        every: bool,
+        trees: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """Append tokens to the texts in `slots`, which hold `starts` tokens: logits [rows, V] after the last
-        token of each row, or after `every` token, [tokens, V], row by row."""
+        """As `batch.Network` says."""
         lengths = [len(row) for row in rows]
         width = max(lengths)
         if min(lengths) < width:
             rows = [[*row, *[0] * (width - len(row))] for row in rows]
-        places_BT = self._tensor(starts)[:, None]
-        if width > 1:
-            places_BT = (places_BT + self._columns[:width]).clamp_(max=self.positions)
-        places = self._places(places_BT, slots, starts)
-        x_ND = self._hidden(self._tensor(rows), places_BT, places)
+        if trees is None:
+            positions_BT = self._tensor(starts)[:, None]
+            if width > 1:
+                positions_BT = (positions_BT + self._columns[:width]).clamp_(max=self.positions)
+            places = self._text_places(positions_BT, slots, starts)
+        else:
+            layout = tree_layout(
+                trees, starts=starts, lengths=lengths, end=self.positions, device=self._columns.device
+            )
+            positions_BT, places = layout.positions_BT, self._tree_places(layout, slots)
+        x_ND = self._hidden(self._tensor(rows), positions_BT, places)
         if every and min(lengths) < width:
             x_ND = x_ND[(self._columns[:width] < self._tensor(lengths)[:, None]).flatten()]
         elif not every and width > 1:
@@ -69,16 +85,22 @@ class LeanNetwork:
         texts = self._cache[:, :, :num_tokens]
         texts[:, [slot, other]] = texts[:, [other, slot]]
 
+    @torch.inference_mode()
+    def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
+        """Let a path through the tree after `start` tokens be the text's next tokens."""
+        texts = self._cache[:, slot]
+        texts[:, start : start + len(nodes)] = texts[:, [start + node for node in nodes]]
+
     def _tensor(self, numbers: object) -> Tensor:
         return torch.tensor(numbers, device=self._columns.device)
 
-    def _hidden(self, ids_BT: Tensor, places_BT: Tensor, places: Places) -> Tensor:
+    def _hidden(self, ids_BT: Tensor, positions_BT: Tensor, places: Places) -> Tensor:
         """Hidden states [N, D] before the last norm."""
         decoder = self.decoder
         x_ND = F.embedding(ids_BT.flatten(), decoder.embedding_VD)
         if decoder.positions_CD is not None:
             learned_ND = F.embedding(
-                places_BT.flatten().clamp(max=len(decoder.positions_CD) - 1), decoder.positions_CD
+                positions_BT.flatten().clamp(max=len(decoder.positions_CD) - 1), decoder.positions_CD
             )
             x_ND = x_ND + learned_ND
         if decoder.embedding_norm is not None:
@@ -100,33 +122,55 @@ class LeanNetwork:
                 x_ND = layer.down.onto(y_ND, decoder.activation(up_NI))
         return x_ND
 
-    def _places(self, places_BT: Tensor, slots: Sequence[int], starts: Sequence[int]) -> Places:
+    def _text_places(self, places_BT: Tensor, slots: Sequence[int], starts: Sequence[int]) -> Places:
         decoder, (rows, width) = self.decoder, places_BT.shape
         filled = min(max(starts) + width, self.positions)
-        rotation = decoder.rotation_CR
-        slots_B = self._tensor(slots)
         alike = decoder.heads == decoder.kv_heads and decoder.slopes_H is None
         causal = alike and width > 1 and not any(starts)
         mask_BHTL = None
         if not causal and not (alike and rows == width == 1):
             seen_BTL = self._columns[:filled] <= places_BT[:, :, None]
-            mask_BHTL = torch.zeros(seen_BTL.shape, device=seen_BTL.device).masked_fill_(
-                ~seen_BTL, -torch.inf
-            )
-            mask_BHTL = mask_BHTL.repeat(1, decoder.heads // decoder.kv_heads, 1)[:, None]
-            if decoder.slopes_H is not None:
-                mask_BHTL = mask_BHTL + decoder.slopes_H[:, None, None] * self._columns[:filled]
+            mask_BHTL = self._mask(seen_BTL, self._columns[:filled])
+        return self._places(places_BT, places_BT, slots, mask_BHTL, causal=causal, filled=filled)
+
+    def _tree_places(self, layout: Layout, slots: Sequence[int]) -> Places:
+        mask_BHTL = self._mask(layout.seen_BTL, layout.column_positions_BL[:, None, None])
+        return self._places(
+            layout.columns_BT, layout.positions_BT, slots, mask_BHTL, causal=False, filled=layout.filled
+        )
+
+    def _places(
+        self,
+        columns_BT: Tensor,
+        positions_BT: Tensor,
+        slots: Sequence[int],
+        mask_BHTL: Tensor | None,
+        *,
+        causal: bool,
+        filled: int,
+    ) -> Places:
+        rotation, slots_B, (rows, width) = self.decoder.rotation_CR, self._tensor(slots), columns_BT.shape
         first, end = slots[0], slots[-1] + 1
         return Places(
             slots=slice(first, end) if end - first == rows else slots_B,
-            write_N=(slots_B[:, None] * (self.positions + 1) + places_BT).flatten(),
-            rotation_N1R=None if rotation is None else rotation[places_BT.view(-1, 1)],
+            write_N=(slots_B[:, None] * (self.positions + 1) + columns_BT).flatten(),
+            rotation_N1R=None if rotation is None else rotation[positions_BT.reshape(-1, 1)],
             mask_BHTL=mask_BHTL,
             causal=causal,
             filled=filled,
             rows=rows,
             tokens=rows * width,
         )
+
+    def _mask(self, seen_BTL: Tensor, column_positions: Tensor) -> Tensor:
+        """What is added to the scores of each head: nothing where a column is seen, but for ALiBi."""
+        decoder = self.decoder
+        mask_BTL = torch.zeros(seen_BTL.shape, dtype=decoder.embedding_VD.dtype, device=seen_BTL.device)
+        mask_BTL = mask_BTL.masked_fill_(~seen_BTL, -torch.inf)
+        mask_BHTL = mask_BTL.repeat(1, decoder.heads // decoder.kv_heads, 1)[:, None]
+        if decoder.slopes_H is not None:
+            mask_BHTL = mask_BHTL + decoder.slopes_H[:, None, None] * column_positions
+        return mask_BHTL
 
     def _qkv(self, layer: Layer, x_ND: Tensor, places: Places) -> Tensor:
         """Heads of queries, keys and values, turned by their positions."""

@@ -16,6 +16,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from consort.models.decoding.layout import tree_layout
+from consort.models.drafts import is_chain
+
 if TYPE_CHECKING:
     from consort.models.local import LocalModel
 
@@ -39,7 +42,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, slots: int, positions: int) -> None:
         super().__init__()
         self.slots, self.positions = slots, positions
-        self.slots_B, self.places_BT, self.filled = torch.tensor([0]), torch.tensor([[0]]), 0
+        self.slots_B, self.columns_BT, self.filled = torch.tensor([0]), torch.tensor([[0]]), 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write at the pass's places; returns what its rows hold."""
@@ -51,7 +54,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
             self.is_initialized = True
         held = []
         for cache, states in ((self.keys, key_states), (self.values, value_states)):
-            cache.transpose(1, 2)[self.slots_B[:, None], self.places_BT] = states.transpose(1, 2).to(
+            cache.transpose(1, 2)[self.slots_B[:, None], self.columns_BT] = states.transpose(1, 2).to(
                 cache.dtype
             )
             held.append(cache[:, :, : self.filled][self.slots_B])
@@ -59,11 +62,13 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         """Where a module that was given positions still asks: the longest row's."""
-        return self.filled - self.places_BT.shape[1]
+        return self.filled - self.columns_BT.shape[1]
 
 
 class SlotNetwork:
     """A module whose rows share passes, with a cache of `slots` texts of up to `positions` tokens each."""
+
+    branches = True
 
     def __init__(self, model: LocalModel, *, slots: int, positions: int) -> None:
         self.model, self.slots, self.positions = model, slots, positions
@@ -75,29 +80,40 @@ class SlotNetwork:
 
     @torch.inference_mode()
     def read(
-        self, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int], every: bool
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        every: bool,
+        trees: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """As `batch.Network` says."""
         lengths = [len(row) for row in rows]
         width = max(lengths)
         device = self.model.device
         ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-        starts_B1 = torch.tensor(starts, device=device)[:, None]
-        places_BT = (starts_B1 + self._columns[:width]).clamp_(max=self.positions)
-        filled = min(max(starts) + width, self.positions)
+        if trees is None:
+            starts_B1 = torch.tensor(starts, device=device)[:, None]
+            columns_BT = (starts_B1 + self._columns[:width]).clamp_(max=self.positions)
+            filled = min(max(starts) + width, self.positions)
+            positions_BT, seen_BTL = columns_BT, self._columns[:filled] <= columns_BT[:, :, None]
+        else:
+            layout = tree_layout(trees, starts=starts, lengths=lengths, end=self.positions, device=device)
+            columns_BT, positions_BT = layout.columns_BT, layout.positions_BT
+            seen_BTL, filled = layout.seen_BTL, layout.filled
         for layer in self._layers:
-            layer.slots_B, layer.places_BT, layer.filled = (
+            layer.slots_B, layer.columns_BT, layer.filled = (
                 torch.tensor(slots, device=device),
-                places_BT,
+                columns_BT,
                 filled,
             )
-        hidden_BTL = self._columns[:filled] > places_BT[:, :, None]
-        mask_BTL = torch.zeros(hidden_BTL.shape, dtype=self.model.module.dtype, device=device)
+        mask_BTL = torch.zeros(seen_BTL.shape, dtype=self.model.module.dtype, device=device)
         with self.model.autocast():
             output = self.model.module(
                 input_ids=ids_BT,
-                attention_mask=mask_BTL.masked_fill_(hidden_BTL, torch.finfo(mask_BTL.dtype).min)[:, None],
-                position_ids=places_BT.clamp(max=self.positions - 1),
+                attention_mask=mask_BTL.masked_fill_(~seen_BTL, torch.finfo(mask_BTL.dtype).min)[:, None],
+                position_ids=positions_BT.clamp(max=self.positions - 1),
                 past_key_values=self._cache,
                 use_cache=True,
             )
@@ -115,9 +131,20 @@ class SlotNetwork:
                 if cache is not None:
                     cache[[slot, other], :, :num_tokens] = cache[[other, slot], :, :num_tokens]
 
+    @torch.inference_mode()
+    def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
+        """As `batch.Network` says."""
+        columns = [start + node for node in nodes]
+        for layer in self._layers:
+            for cache in (layer.keys, layer.values):
+                cache[slot, :, start : start + len(nodes)] = cache[slot, :, columns]
+
 
 class RowNetwork:
-    """A module that reads one row at a time, with whatever cache it brings."""
+    """A module that reads one row at a time, with whatever cache it brings. Reads trees only if they are
+    chains."""
+
+    branches = False
 
     def __init__(self, model: LocalModel, *, slots: int, positions: int) -> None:
         self.model, self.slots, self.positions = model, slots, positions
@@ -126,12 +153,20 @@ class RowNetwork:
 
     @torch.inference_mode()
     def read(
-        self, rows: Sequence[Sequence[int]], *, slots: Sequence[int], starts: Sequence[int], every: bool
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        every: bool,
+        trees: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """As `batch.Network` says."""
+        assert trees is None or all(map(is_chain, trees))
         parts = []
-        for row, slot, start in zip(rows, slots, starts, strict=True):
-            logits_TV = self._append(slot, start, row)
+        for index, (row, slot, start) in enumerate(zip(rows, slots, starts, strict=True)):
+            held = len(trees[index]) - len(row) if trees else 0
+            logits_TV = self._append(slot, start + held, row)
             parts.append(logits_TV if every else logits_TV[-1:])
         return torch.cat(parts).float()
 
@@ -139,6 +174,9 @@ class RowNetwork:
         """As `batch.Network` says."""
         for held in (self._texts, self._caches):
             held[slot], held[other] = held[other], held[slot]
+
+    def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
+        """As `batch.Network` says: a chain lies where it belongs."""
 
     def _append(self, slot: int, start: int, row: Sequence[int]) -> Tensor:
         text, cache = self._texts[slot], self._caches[slot]

@@ -6,13 +6,28 @@ Does not cut what is too long.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+from consort.align import Vocabulary
 from consort.errors import ModelError, RequestError
-from consort.models.local import LocalModel
 from consort.models.template import written
 from consort.types import Request
 
 
-def prompt_ids(model: LocalModel, request: Request) -> list[int]:
+class Reader(Protocol):
+    """What a prompt is written with."""
+
+    name: str
+    tokenizer: Any  # called as a transformers tokenizer is
+    vocabulary: Vocabulary
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text."""
+        ...
+
+
+def prompt_ids(model: Reader, request: Request) -> list[int]:
     """What the model reads before its first token. RequestError where its template cannot write the turns."""
     if request.prompt is not None:
         ids: list[int] = model.tokenizer(request.prompt)["input_ids"]

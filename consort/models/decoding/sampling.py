@@ -3,6 +3,8 @@
 The draw is argmax(log p + g) with Gumbel noise g (shared-randomness coupling, arXiv 2408.07978): the same
 seed gives the same answer whatever else is in the batch, and two models that agree on p choose alike. Noise
 hangs on a token's bytes, not on its id, so that it means the same to another tokenizer.
+
+Computed in numpy for whoever made the logits: llama.cpp's side of a consort has no torch.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from consort.align import Vocabulary
+from consort.types import TopK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Keys: TypeAlias = NDArray[np.uint64]
+Scores: TypeAlias = NDArray[np.float64]
+Logits: TypeAlias = "NDArray[np.float32] | Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +43,69 @@ GREEDY = Sampling()
 
 
 def choose(
-    logits_BV: Tensor, samplings: Sequence[Sampling], positions: Sequence[int], keys: Keys
+    logits_BV: Logits, samplings: Sequence[Sampling], positions: Sequence[int], keys: Keys
 ) -> list[int]:
     """One token a row; `positions` count the tokens of each answer from 0."""
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     tokens: list[int] = logits_BV.argmax(-1).tolist()
     if drawn:
-        temperatures = torch.tensor([[samplings[row].temperature] for row in drawn], dtype=torch.float64)
-        scores_RV = logits_BV[drawn].double().cpu() / temperatures
-        top_p = torch.tensor([[samplings[row].top_p] for row in drawn], dtype=torch.float64)
-        if bool((top_p < 1).any()):
-            scores_RV = _nucleus(scores_RV, top_p)
-        noise = gumbel([(samplings[row].seed, positions[row]) for row in drawn], keys)
-        for row, token in zip(drawn, (scores_RV + torch.from_numpy(noise)).argmax(-1).tolist(), strict=True):
+        scores_RV = coupled(
+            logits_BV[drawn], [samplings[row] for row in drawn], [positions[row] for row in drawn], keys
+        )
+        for row, token in zip(drawn, scores_RV.argmax(-1).tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
-def gumbel(draws: Sequence[tuple[int, int]], keys: Keys) -> NDArray[np.float64]:
+def coupled(logits_RV: Logits, samplings: Sequence[Sampling], positions: Sequence[int], keys: Keys) -> Scores:
+    """Scores [R, V] of which the greatest is the token drawn, for rows whose temperature is above 0."""
+    scores_RV: Scores = float64(logits_RV) / np.array([[sampling.temperature] for sampling in samplings])
+    top_p = np.array([[sampling.top_p] for sampling in samplings])
+    if bool((top_p < 1).any()):
+        scores_RV = _nucleus(scores_RV, top_p)
+    draws = [(sampling.seed, position) for sampling, position in zip(samplings, positions, strict=True)]
+    scores_RV += gumbel(draws, keys)
+    return scores_RV
+
+
+def pick(distribution: TopK, sampling: Sampling, position: int, keys: Keys) -> int:
+    """One token of those listed: where that is the whole vocabulary, the one that `choose` takes."""
+    order = np.argsort(distribution.ids)  # among equals the smallest id is taken
+    ids, scores = distribution.ids[order], distribution.logprobs[order].astype(np.float64)
+    if sampling.temperature > 0:
+        scores = scores / sampling.temperature
+        if sampling.top_p < 1:
+            scores = _nucleus(scores[None], np.array([[sampling.top_p]]))[0]
+        scores = scores + gumbel([(sampling.seed, position)], keys[ids])[0]
+    return int(ids[int(scores.argmax())])
+
+
+def float64(logits: Logits) -> Scores:
+    """On the processor, whichever library holds them."""
+    return np.asarray(logits if isinstance(logits, np.ndarray) else logits.double().cpu(), np.float64)
+
+
+def log_softmax(scores: Scores) -> Scores:
+    """Log-probabilities in nats along the last axis."""
+    lower = scores - scores.max(-1, keepdims=True)
+    logp: Scores = lower - np.log(np.exp(lower).sum(-1, keepdims=True))
+    return logp
+
+
+def likeliest(logp_V: Scores, count: int) -> NDArray[np.intp]:
+    """Ids of the `count` highest, best first."""
+    count = min(count, len(logp_V))
+    ids_K = np.argpartition(-logp_V, count - 1)[:count] if count else np.empty(0, np.intp)
+    return ids_K[np.lexsort((ids_K, -logp_V[ids_K]))]
+
+
+def gumbel(draws: Sequence[tuple[int, int]], keys: Keys) -> Scores:
     """Standard Gumbel noise [draws, V], one row for each (seed, position)."""
     begin = np.array([[seed & (2**64 - 1), position] for seed, position in draws], np.uint64)
     mixed = _mix(_mix(begin[:, :1]) ^ begin[:, 1:])
     bits = _mix(_mix(mixed ^ keys))
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    noise: Scores = -np.log(-np.log(uniform))
     return noise
 
 
@@ -92,11 +137,14 @@ def _mix(bits: Keys) -> Keys:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _nucleus(scores_RV: Tensor, top_p: Tensor) -> Tensor:
+def _nucleus(scores_RV: Scores, top_p: Scores) -> Scores:
     """Scores with those outside the nucleus (arXiv 1904.09751) taken out; the likeliest always stays."""
-    ordered_RV, places_RV = scores_RV.sort(stable=True, dim=-1, descending=True)
-    probabilities_RV = ordered_RV.softmax(-1)
-    before_RV = probabilities_RV.cumsum(-1) - probabilities_RV
-    outside_RV = torch.zeros_like(scores_RV, dtype=torch.bool).scatter(-1, places_RV, before_RV >= top_p)
-    outside_RV.scatter_(-1, places_RV[:, :1], False)
-    return scores_RV.masked_fill(outside_RV, -torch.inf)
+    places_RV = np.argsort(-scores_RV, axis=-1, kind="stable")
+    ordered_RV = np.take_along_axis(scores_RV, places_RV, -1)
+    probabilities_RV = np.exp(log_softmax(ordered_RV))
+    outside_RV = probabilities_RV.cumsum(-1) - probabilities_RV >= top_p
+    outside_RV[:, 0] = False
+    ordered_RV[outside_RV] = -np.inf
+    kept_RV = np.empty_like(scores_RV)
+    np.put_along_axis(kept_RV, places_RV, ordered_RV, -1)
+    return kept_RV

@@ -28,12 +28,22 @@ class TextWriter:
 
     def write(self, token: int, logprob: TokenLogprob | None = None) -> tuple[str, tuple[TokenLogprob, ...]]:
         """The text that is certain now, perhaps none, and the log-probabilities of its tokens."""
-        piece = self._pieces[token] or b""
+        return self.write_bytes(self._pieces[token] or b"", logprob)
+
+    def write_bytes(
+        self, piece: bytes, logprob: TokenLogprob | None = None
+    ) -> tuple[str, tuple[TokenLogprob, ...]]:
+        """The same for a token of another vocabulary, by its bytes."""
         if self._strip and piece:
             piece, self._strip = piece.removeprefix(b" "), False
         if logprob is not None:
             self._logprobs.append((self._shown + len(self._held), logprob))
         return self._released(self._decoder.decode(piece), last=False)
+
+    @property
+    def held(self) -> int:
+        """Characters that are decoded and not yet certain."""
+        return len(self._held)
 
     def end(self) -> tuple[str, tuple[TokenLogprob, ...]]:
         """What was held back when the answer ended without a stop sequence."""

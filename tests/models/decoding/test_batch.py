@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from consort.models.decoding.batch import Batch, Row
+from consort.models.decoding.batch import Batch, Network, Row
+from consort.models.decoding.module import RowNetwork, SlotNetwork
 from consort.models.decoding.network import open_network
 from consort.models.decoding.sampling import Sampling
 from consort.models.local import LocalModel
+from consort.types import Draft
 from tests.tiny_models import tiny
 
 SAMPLINGS = (Sampling(), Sampling(1.0, seed=3), Sampling(0.7, top_p=0.8, seed=4), Sampling(2.0, seed=-1))
@@ -33,10 +36,13 @@ def rows(count: int) -> list[Row]:
     ]
 
 
-def alone(model: LocalModel, count: int) -> list[list[int]]:
+Open = Callable[..., Network]
+
+
+def alone(model: LocalModel, count: int, opened: Open = open_network) -> list[list[int]]:
     answers = []
     for row in rows(count):
-        batch = Batch(open_network(model, slots=1, positions=64), model.vocabulary)
+        batch = Batch(opened(model, slots=1, positions=64), model.vocabulary)
         batch.add(row)
         while batch.rows:
             batch.step(1000)
@@ -102,3 +108,53 @@ def test_log_probabilities_come_with_alternatives_for_those_who_asked(model):
     assert first.logprob == pytest.approx(float(logp[first.token]), abs=1e-4)
     assert [token for token, _ in first.top] == logp.topk(2).indices.tolist()
     assert all(one.logprob is None and one.top == () for one in heard if one.row is other)
+
+
+def drafted_somehow(row: Row, answer: list[int], rng: random.Random, size: int) -> tuple[int, Draft]:
+    """A tree of which some path is the answer's, for a while: begun early, late, or where it should."""
+    begins = len(row.written) + rng.randrange(-2, 2)
+    ids: list[int] = []
+    parents: list[int] = []
+    for _ in range(rng.randrange(1, 9)):
+        parent = rng.randrange(-1, len(ids))
+        place = begins + len(path_to(parents, parent))
+        right = 0 <= place < len(answer) and rng.random() < 0.7
+        token = answer[place] if right else rng.randrange(size)
+        if (parent, token) not in zip(parents, ids, strict=True):
+            ids.append(token)
+            parents.append(parent)
+    return max(0, begins), Draft(tuple(ids), tuple(parents))
+
+
+def path_to(parents: list[int], node: int) -> list[int]:
+    return [] if node < 0 else [*path_to(parents, parents[node]), node]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "opened"),
+    [
+        ("llama", open_network),
+        ("gpt2", open_network),
+        ("bloom", open_network),
+        ("qwen2", SlotNetwork),
+        ("llama", RowNetwork),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_drafted_every_row_is_written_as_alone(architecture, opened, seed):
+    model = tiny(architecture)
+    expected, waiting, rng = alone(model, 8, opened), rows(8), random.Random(seed)
+    answers = dict(zip(map(id, waiting), expected, strict=True))
+    everyone = list(waiting)
+    batch = Batch(opened(model, slots=3, positions=64), model.vocabulary)
+    while waiting or batch.rows:
+        if waiting and batch.free and rng.random() < 0.5:
+            batch.add(waiting.pop(0))
+        for row in batch.rows[: batch.writing]:
+            if rng.random() < 0.6:
+                batch.draft(row, *drafted_somehow(row, answers[id(row)], rng, model.vocabulary.size))
+        batch.step(1000)
+    assert [row.written for row in everyone] == expected
+    foreseen = sum(row.foreseen for row in everyone)
+    assert 0 < foreseen < sum(row.drafted for row in everyone)
+    assert all(row.foreseen < len(row.written) or not row.foreseen for row in everyone)

@@ -14,7 +14,7 @@ from consort.errors import ModelError
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel, generate
 from consort.types import Chunk, Message, Request, Tool
-from tests.tiny_models import tiny
+from tests.tiny_models import escaped_spaces, tiny
 
 ASKED = Request((Message("user", "the clinic opens"),), max_tokens=20)
 
@@ -48,6 +48,18 @@ def test_a_streamed_answer_is_the_generated_one_and_is_counted(lm, model):
     assert found[-1].finish_reason == ("length" if len(expected) == 20 else "stop")
     assert (found[-1].usage.prompt_tokens, found[-1].usage.completion_tokens) == (len(ids), len(expected))
     assert {chunk.model for chunk in found} == {lm.name}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_other_tokenizers_stream_what_they_decode(kind):
+    model = tiny(tokenizer=escaped_spaces(kind, lines_apart=False))
+    lm = LocalLM(model, answers=1, sessions=0, context_tokens=128)
+    for prompt in ("the clinic opens", "error 17: é"):
+        (expected,) = generate(model, [model.tokenizer(prompt + "\n")["input_ids"]], max_new_tokens=30)
+        # random bytes: what is cut in the middle of a character becomes the same mark in both
+        found = asyncio.run(chunks(lm, Request((Message("user", prompt),), max_tokens=30)))
+        assert text(found) == model.vocabulary.decode(expected)
+    lm.close()
 
 
 def test_many_at_once_are_answered_as_each_alone_also_when_some_hang_up(lm):

@@ -175,3 +175,36 @@ def test_families_nobody_wrote_down_are_computed_by_their_module(family):
     more = opened.read([[7], [8, 9]], slots=[0, 2], starts=[17, 20], every=False)
     texts = ([*TEXTS[0], 7], [*TEXTS[2][:20], 8, 9])
     assert close(more, torch.stack([expected(model, text)[-1] for text in texts]))
+
+
+TREE = ((7, 8, 9, 7, 30, 31), (-1, -1, 0, 1, 3, 3))  # tokens and parents: two branches, one of them forked
+
+
+def path(node: int) -> list[int]:
+    tokens, parents = TREE
+    return [] if node < 0 else [*path(parents[node]), tokens[node]]
+
+
+@pytest.mark.parametrize(("architecture", "network"), [case for case in CASES if case[1] != "rows"])
+def test_every_branch_of_a_tree_is_read_as_if_it_were_the_text(architecture, network):
+    model = tiny(architecture)
+    opened = NETWORKS[network](model)
+    texts = (TEXTS[0], TEXTS[1])
+    opened.read(texts, slots=[1, 2], starts=[0, 0], every=False)
+    tokens, parents = TREE
+    wanted = [torch.stack([expected(model, [*text, *path(node)])[-1] for node in range(6)]) for text in texts]
+    starts = [len(text) for text in texts]
+    # at once, beside a chain that is shorter; and level by level
+    found = opened.read([tokens, (7, 9)], slots=[1, 2], starts=starts, every=True, trees=[parents, (-1, 0)])
+    assert close(found, torch.cat([wanted[0], wanted[1][[0, 2]]]))
+    levels = [(0, 2), (2, 4), (4, 6)]
+    found = torch.cat(
+        [
+            opened.read([tokens[a:b]], slots=[2], starts=starts[1:], every=True, trees=[parents[:b]])
+            for a, b in levels
+        ]
+    )
+    assert close(found, wanted[1])
+    opened.keep(2, starts[1], [1, 3, 5])
+    more = opened.read([[11]], slots=[2], starts=[starts[1] + 3], every=True)
+    assert close(more, expected(model, [*texts[1], *path(5), 11])[-1:])

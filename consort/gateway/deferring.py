@@ -1,0 +1,71 @@
+"""`consort/defer` for a gateway: what the models must be, and the share that is kept as long as it serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from consort.config_serve import ServeConfig, ServedModel
+from consort.errors import ConfigError, ModelError, RequestError
+from consort.gateway.loading import SPARE
+from consort.inference.deferral import defer
+from consort.inference.reading import vocabulary_of
+from consort.inference.share import Share
+from consort.inference.token_file import load_token_need
+from consort.inference.token_need import SCORERS, SPREADS
+from consort.types import LM, Chunk, Consort, Request, Strategy
+
+_HINT = 'set strategy = "defer" under [serve], so that memory is taken for sessions'
+
+
+def sessions_of(config: ServeConfig, edges: Sequence[ServedModel], cloud: ServedModel) -> int:
+    """Sessions of the first edge and of the cloud: memory is taken where they are what is served, where other
+    gateways may read this cloud, or where the models are the bundled ones, which take next to none."""
+    bundled = all(model.model.startswith("zoo:") for model in (*edges[:1], cloud))
+    read = config.strategy in ("defer", "mix") or bool(config.proxy.adapter) or config.role == "cloud"
+    return config.sessions + SPARE if bundled or read else 0
+
+
+def deferral_of(config: ServeConfig, models: Sequence[LM], *, has_cloud: bool, sessions: int) -> Strategy:
+    """The strategy for these models, the cloud's last. ConfigError where `serve.strategy` is defer and they
+    cannot; else who asks for it is told why."""
+    if not 0 <= config.llm_share <= 1:
+        raise ConfigError("must be between 0 and 1", where="serve.llm_share")
+    try:
+        return _deferral(config, models, has_cloud, sessions)
+    except ModelError as error:
+        if config.strategy == "defer":
+            where = "serve.strategy"
+            raise ConfigError(f"{error.where}: {error.what}", where=where, hint=error.hint) from error
+        return _refusing(error)
+
+
+def unable(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+    """Nobody here can write token by token with another."""
+    raise RequestError("no models are open for token deferral", where="consort/defer", hint=_HINT)
+
+
+def _refusing(error: ModelError) -> Strategy:
+    def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        raise RequestError(error.what, where=error.where, hint=error.hint)
+
+    return strategy
+
+
+def _deferral(config: ServeConfig, models: Sequence[LM], has_cloud: bool, sessions: int) -> Strategy:
+    if not has_cloud or len(models) < 2:
+        raise ModelError("needs an edge model and a cloud model", where="defer")
+    vocabulary = vocabulary_of(models[0], where="defer")
+    vocabulary_of(models[-1], where="defer")
+    if sessions <= SPARE:
+        raise ModelError("the models were opened without sessions", where="defer", hint=_HINT)
+    name = config.token_scorer
+    if name in SCORERS:
+        # not calibrated: the controller finds the threshold within some hundred tokens
+        scorer, share = SCORERS[name], Share(config.llm_share, np.linspace(*SPREADS[name], 101))
+    else:
+        scorer = load_token_need(Path(name), vocabulary)
+        share = Share(config.llm_share, scorer.needs)
+    return defer(scorer, share, silence_s=config.stall_s, at_once=sessions - SPARE)

@@ -1,0 +1,343 @@
+"""The cloud's end of speculation: sessions on a WebSocket, each an answer that is written in any case.
+
+A session outlives its connection: whoever comes back with its name gets what was written meanwhile. Sessions
+without a connection are parked; where there is no room, those parked longest leave first. All share the
+model's batch, so many are verified in one pass. Messages: `models.frames`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from consort.align import Vocabulary
+from consort.errors import ConsortError, DeadlineError, LimitError, RequestError
+from consort.gateway.keys import Key
+from consort.gateway.ledger import Row
+from consort.gateway.service import Service, outcome_of
+from consort.models.frames import (
+    CONTROL,
+    MAX_BYTES,
+    Payload,
+    pack,
+    pack_ids,
+    pack_rows,
+    request_of,
+    token_bits,
+    unpack,
+    unpack_draft,
+    unpack_ids,
+)
+from consort.types import DraftedLM, FinishReason, Session, TokenLM, Writing
+
+PARKED_S = 30.0  # a session without a connection is kept for so long
+
+
+class Socket(Protocol):
+    """Messages in and out; `receive` gives None when the other end has left."""
+
+    async def receive(self) -> bytes | None:
+        """The next message."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send one."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Answering:
+    """One answer under way, with or without somebody who listens."""
+
+    name: str
+    writing: Writing
+    key: Key
+    began_s: float
+    answer: list[int]
+    first: int  # tokens that were known before
+    finish: FinishReason | None = None
+    error: ConsortError | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    listeners: int = 0
+    drafts: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will be added."""
+        return self.finish is not None or self.error is not None
+
+
+class Pool:
+    """The sessions of one model: at most `room` at once, the parked ones leave first."""
+
+    def __init__(self, service: Service, lm: DraftedLM, *, room: int) -> None:
+        self.service, self.lm, self._room = service, lm, room
+        self.vocabulary = cast("Vocabulary", lm.tokenizer)
+        self.bits = token_bits(self.vocabulary.size)
+        self.answerings: OrderedDict[str, Answering] = OrderedDict()  # the longest untouched first
+
+    async def begin(self, said: Mapping[str, Any], key: Key) -> Answering:
+        """A new answer, or the one that the message names. LimitError where there is no room."""
+        if str(said.get("vocabulary")) != self.vocabulary.sha256[:16]:
+            raise RequestError("the drafts are for another tokenizer", hint="ask for /v1/tokenizer again")
+        known = unpack_ids(said["after"], self.bits) if isinstance(said.get("after"), bytes) else []
+        held = self.answerings.get(str(said.get("session", "")))
+        if held is not None and held.key == key and held.answer[: len(known)] == known:
+            self.answerings.move_to_end(held.name)
+            return held
+        self._make_room()
+        request = request_of(said.get("open"))
+        writing = await self.lm.write(request, after=known)
+        answering = Answering(
+            secrets.token_hex(8), writing, key, time.monotonic(), list(known), first=len(known)
+        )
+        self.answerings[answering.name] = answering
+        answering.task = asyncio.create_task(self._write(answering))
+        return answering
+
+    async def end(self, answering: Answering) -> None:
+        """Nobody wants the answer any more."""
+        self.answerings.pop(answering.name, None)
+        if answering.task is not None:
+            answering.task.cancel()
+            await asyncio.gather(answering.task, return_exceptions=True)
+
+    def _make_room(self) -> None:
+        for name, held in list(self.answerings.items()):
+            if held.listeners == 0 and (
+                held.ended or time.monotonic() - held.began_s > PARKED_S or len(self.answerings) >= self._room
+            ):
+                del self.answerings[name]
+                if held.task is not None:
+                    held.task.cancel()
+        if len(self.answerings) >= self._room:
+            error = LimitError(f"all {self._room} sessions are taken", hint="try again in a moment")
+            error.http_status = 503
+            raise error
+
+    async def _write(self, answering: Answering) -> None:
+        outcome = "client_left"
+        try:
+            async with asyncio.timeout(self.service.config.deadline_s):
+                async for written in answering.writing.written():
+                    answering.answer += written.ids
+                    answering.finish = written.finish_reason
+                    answering.news.set()
+            outcome = "done"
+        except TimeoutError:
+            answering.error = DeadlineError("no whole answer in time")
+        except ConsortError as error:
+            answering.error = error
+        finally:
+            if answering.error is not None:
+                outcome = outcome_of(answering.error)
+            answering.news.set()
+            await answering.writing.close()
+            self.service.record(self._row(answering, outcome))
+
+    def _row(self, answering: Answering, outcome: str) -> Row:
+        written = len(answering.answer) - answering.first
+        seconds = round(time.monotonic() - answering.began_s, 6)
+        prompt_tokens, name = answering.writing.prompt_tokens, self.lm.name
+        cost = self.service.price(name, prompt_tokens, written)
+        return Row(
+            id=f"session-{answering.name}",
+            at=time.time() - seconds,
+            key=answering.key.name,
+            model=name,
+            strategy="verify",
+            outcome=outcome,
+            streamed=True,
+            latency_s=seconds,
+            first_s=None,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=written,
+            edge_tokens=0,
+            cloud_tokens=written,
+            cloud_bytes=0,
+            cost=cost,
+            cost_all_cloud=cost,
+            spans=(),
+            calls=(),
+            notes=({"strategy": "verify", "event": "drafted", "messages": answering.drafts},),
+        )
+
+
+async def converse(socket: Socket, pool: Pool, key: Key) -> None:
+    """One connection, to its end. Its answers are parked then, its caches freed."""
+    connection = _Connection(socket, pool, key)
+    try:
+        while (data := await socket.receive()) is not None:
+            await connection.hear(data)
+    finally:
+        await connection.leave()
+
+
+class _Connection:
+    def __init__(self, socket: Socket, pool: Pool, key: Key) -> None:
+        self._socket, self._pool, self._key = socket, pool, key
+        self._answerings: dict[int, Answering] = {}
+        self._tellers: dict[int, asyncio.Task[None]] = {}
+        self._caches: dict[int, Session] = {}
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def hear(self, data: bytes) -> None:
+        """One message. What is no message, or asks for what cannot be, is answered by an error."""
+        number = CONTROL
+        try:
+            if len(data) > MAX_BYTES:
+                raise RequestError("the message is too long")
+            number, payload = unpack(data)
+            await self._obey(number, payload)
+        except ConsortError as error:
+            await self._refuse(number, error)
+
+    async def leave(self) -> None:
+        """The connection is gone."""
+        tasks = [*self._tellers.values(), *self._working]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for answering in self._answerings.values():
+            answering.listeners -= 1
+        for cache in self._caches.values():
+            cache.close()
+
+    async def _obey(self, number: int, payload: Payload) -> None:
+        if number == CONTROL:
+            await self._say(CONTROL, payload if isinstance(payload, int) else 0)
+        elif payload is None:
+            await self._close(number)
+        elif isinstance(payload, bytes):
+            self._draft(number, payload)
+        elif isinstance(payload, Mapping) and "open" in payload:
+            await self._open(number, payload)
+        elif isinstance(payload, Mapping):
+            self._background(self._cache(number, payload), number)  # nobody's drafts wait for it
+        else:
+            raise RequestError("nothing is asked")
+
+    async def _open(self, number: int, said: Mapping[str, Any]) -> None:
+        if number in self._answerings or number in self._caches:
+            raise RequestError("this session is open")
+        answering = await self._pool.begin(said, self._key)
+        answering.listeners += 1
+        self._answerings[number] = answering
+        known = len(unpack_ids(said["after"], self._pool.bits)) if said.get("after") else 0
+        await self._say(number, {"session": answering.name, "prompt_tokens": answering.writing.prompt_tokens})
+        self._tellers[number] = asyncio.create_task(self._tell(number, answering, known))
+
+    async def _tell(self, number: int, answering: Answering, told: int) -> None:
+        """Say what is written as it is written."""
+        with contextlib.suppress(OSError):
+            while True:
+                answering.news.clear()
+                fresh = answering.answer[told:]
+                told += len(fresh)
+                if len(fresh) == 1:
+                    await self._say(number, fresh[0])
+                elif fresh:
+                    await self._say(number, pack_ids(fresh, self._pool.bits))
+                if answering.error is not None:
+                    await self._refuse(number, answering.error)
+                    return
+                if answering.finish is not None and told == len(answering.answer):
+                    await self._say(number, {"finish": answering.finish})
+                    return
+                await answering.news.wait()
+
+    def _draft(self, number: int, data: bytes) -> None:
+        """A draft for an answer that may have ended meanwhile."""
+        answering = self._answerings.get(number)
+        if answering is None:
+            return
+        begins, draft = unpack_draft(data, self._pool.bits, written=len(answering.answer))
+        answering.drafts += 1
+        if begins >= 0:
+            answering.writing.draft(begins, draft)
+
+    async def _close(self, number: int) -> None:
+        teller = self._tellers.pop(number, None)
+        if teller is not None:
+            teller.cancel()
+        answering = self._answerings.pop(number, None)
+        if answering is not None:
+            answering.listeners -= 1
+            if not answering.listeners:
+                await self._pool.end(answering)
+        cache = self._caches.pop(number, None)
+        if cache is not None:
+            cache.close()
+
+    async def _cache(self, number: int, said: Mapping[str, Any]) -> None:
+        """A key-value cache seen from outside (`types.Session`)."""
+        lm = cast("TokenLM", self._pool.lm)
+        if "hold" in said:
+            if number in self._answerings or number in self._caches:
+                raise RequestError("this session is open")
+            if not hasattr(lm, "open"):
+                raise RequestError("this model's distributions cannot be read", where=lm.name)
+            session, first = await asyncio.to_thread(lm.open, request_of(said["hold"]))
+            self._caches[number] = session
+            await self._say(number, pack_rows([first]))
+            return
+        session_held = self._caches.get(number)
+        if session_held is None:
+            raise RequestError("there is no such session")
+        ids, tokens = said.get("extend"), said.get("rewind")
+        if isinstance(ids, list) and ids and all(type(token) is int for token in ids):
+            await self._say(number, pack_rows(await asyncio.to_thread(session_held.extend, ids)))
+        elif type(tokens) is int:
+            await asyncio.to_thread(session_held.rewind, tokens)
+            await self._say(number, 0)
+        else:
+            raise RequestError("a cache is extended by ids, or rewound by a number of tokens")
+
+    def _background(self, work: Coroutine[Any, Any, None], number: int) -> None:
+        async def obeyed() -> None:
+            try:
+                await work
+            except ConsortError as error:
+                await self._refuse(number, error)
+
+        task = asyncio.create_task(obeyed())
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _refuse(self, number: int, error: ConsortError) -> None:
+        await self._say(number, {"error": {"code": error.code, "message": error.what}})
+
+    async def _say(self, number: int, payload: Payload) -> None:
+        await self._socket.send(pack(number, payload))
+
+
+class AsgiSocket:
+    """An accepted WebSocket of the web server."""
+
+    def __init__(self, receive: Any, send: Any) -> None:
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> bytes | None:
+        """The next binary message; text is none of ours."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        return message.get("bytes") or b""
+
+    async def send(self, data: bytes) -> None:
+        """Send one; OSError when the other end has left."""
+        try:
+            await self._send({"type": "websocket.send", "bytes": data})
+        except Exception as error:  # each server has its own for a closed connection
+            raise LeftError from error
+
+
+class LeftError(ConnectionError):
+    """The other end has left."""

@@ -1,0 +1,123 @@
+"""One answer that a mixture writes: from the models' distributions to a token, its text, and what is noted of
+it. Waits for no model.
+
+Every token has an author: the LLM where it would have chosen the same token alone with the same noise, else
+the model that moved it there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from consort.inference.blending import averaged, log_probability, plausible, steered
+from consort.inference.following import Written, vocabulary_of
+from consort.inference.mixing_weights import Kind, Moment, Weight
+from consort.models.decoding.prompt import begun_text
+from consort.models.decoding.sampling import Sampling, pick, token_keys
+from consort.models.decoding.text import TextWriter
+from consort.types import Chunk, FinishReason, Note, Request, TokenLM, TokenLogprob, TopK
+
+PLAUSIBLE_SHARE = 0.1  # of the likeliest token's probability, for contrast (arXiv 2210.15097, section 3.3)
+
+
+class MixedAnswer:
+    """What is written so far. `models` are the LLM and the first of those that steer it."""
+
+    def __init__(self, request: Request, models: Sequence[TokenLM], *, kind: Kind, weight: Weight) -> None:
+        llm, guide = models
+        self._names = (llm.name, guide.name)
+        self._vocabulary = vocabulary_of(llm)
+        self._request, self._kind, self._weight = request, kind, weight
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        self._sampling = Sampling(request.temperature, request.top_p, seed)
+        self._keys = token_keys(self._vocabulary)
+        begun = begun_text(request)
+        self._text = TextWriter(self._vocabulary, stop=request.stop, beginning=not begun)
+        self._strip = not begun and self._vocabulary.adds_space
+        self._bytes = begun.encode()
+        self._ids: list[int] = []
+        self._weights, self._changed, self._unheard, self._beyond = 0.0, 0, 0, 0.0
+
+    @property
+    def written(self) -> Written:
+        """As the followers read it."""
+        return Written(tuple(self._ids), self._bytes)
+
+    def write(self, llm: TopK, guides: Sequence[TopK | None]) -> Chunk | None:
+        """The next token: its chunk, or None where its text is held back; the last has a finish reason."""
+        position = len(self._ids)
+        mixed = self._mixed(llm, guides, position)
+        token = pick(mixed, self._sampling, position, self._keys)
+        moved = token != pick(llm, self._sampling, position, self._keys)
+        self._changed += moved
+        self._beyond += mixed.rest
+        self._ids.append(token)
+        ended = token == self._vocabulary.eos_id
+        piece, logprobs = ("", ()) if ended else self._said(token, mixed)
+        full = len(self._ids) == self._request.max_tokens
+        finish: FinishReason | None = "stop" if ended or self._text.stopped else "length" if full else None
+        if finish and not self._text.stopped:
+            rest, further = self._text.end()
+            piece, logprobs = piece + rest, logprobs + further
+        if not (piece or finish):
+            return None
+        return Chunk(piece, self._names[moved], finish, logprobs=logprobs)
+
+    def cut_short(self) -> Chunk:
+        """The end of an answer for which there is no more room."""
+        piece, logprobs = self._text.end()
+        return Chunk(piece, self._names[0], "length", logprobs=logprobs)
+
+    def note(self) -> Note:
+        """For the receipt: how much was steered, and what it changed. `beyond` is the mean probability of
+        tokens that no model listed, which cannot be written."""
+        count = len(self._ids)
+        values: dict[str, float | int | str] = {"tokens": count, "changed": self._changed}
+        values |= {"kind": self._kind, "unheard": self._unheard}
+        if count:
+            values |= {"weight": round(self._weights / count, 4), "beyond": round(self._beyond / count, 6)}
+        return Note("mix", "mixed", values)
+
+    def _mixed(self, llm: TopK, guides: Sequence[TopK | None], position: int) -> TopK:
+        heard = [each for each in guides if each is not None]
+        if len(heard) < len(guides):
+            self._unheard += 1
+            return llm
+        if self._kind == "tuned":
+            moment = Moment(llm, heard[0], heard[1], position)
+        elif self._kind == "contrast":
+            moment = Moment(llm, llm, heard[0], position)
+        else:
+            moment = Moment(llm, heard[0], llm, position)
+        weight = self._weight(moment)
+        self._weights += weight
+        return mixed(self._kind, moment, weight=weight, size=self._vocabulary.size)
+
+    def _said(self, token: int, mixed: TopK) -> tuple[str, tuple[TokenLogprob, ...]]:
+        piece = self._vocabulary.token_bytes[token] or b""
+        if self._strip and piece:
+            piece, self._strip = piece.removeprefix(b" "), False
+        self._bytes += piece
+        return self._text.write(token, self._logprob(token, mixed))
+
+    def _logprob(self, token: int, mixed: TopK) -> TokenLogprob | None:
+        count = self._request.top_logprobs
+        if count is None:
+            return None
+        top = zip(mixed.ids[:count].tolist(), mixed.logprobs[:count].tolist(), strict=True)
+        own = log_probability(mixed, token, self._vocabulary.size)
+        return TokenLogprob(self._shown(token), own, tuple((self._shown(index), logp) for index, logp in top))
+
+    def _shown(self, token: int) -> str:
+        return (self._vocabulary.token_bytes[token] or b"").decode(errors="replace")
+
+
+def mixed(kind: Kind, moment: Moment, *, weight: float, size: int) -> TopK:
+    """The distribution that a kind of mixture draws from; `size` is the vocabulary's."""
+    if kind == "mean":
+        return averaged(moment.model, moment.plus, weight=min(weight, 1.0), size=size)
+    found = steered(moment.model, moment.plus, moment.minus, weight=weight, size=size)
+    if kind == "contrast" and weight:
+        return plausible(found, moment.model, share=PLAUSIBLE_SHARE)
+    return found

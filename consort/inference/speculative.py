@@ -1,0 +1,249 @@
+"""Speculation: a drafter on the device says what the cloud will write, and the cloud verifies many tokens in
+one pass. The answer is the cloud's own, bit for bit, at every temperature and whatever is drafted.
+
+Drafts are guesses about an answer that the cloud writes anyway: it draws each token with noise that seed,
+position and token alone decide (shared-randomness coupling, arXiv 2408.07978), goes as far in one pass as the
+draft foresaw, and never waits. The drafter works ahead of the reply: as long as its path is likely it drafts
+on, and when the answer goes another way the next message begins after the cloud's own token. Decides nothing
+about networks: `Writing` may be in this process or far away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import Protocol, cast
+
+from consort.align import Vocabulary
+from consort.errors import ConsortError, RequestError
+from consort.inference.pace import Pace
+from consort.inference.single import answered_by, cloud_of
+from consort.models.decoding.prompt import begun_text
+from consort.models.decoding.text import TextWriter
+from consort.models.drafts import NOTHING, below, child, depths, first_path, is_sound, joined
+from consort.types import (
+    Chunk,
+    Consort,
+    Draft,
+    DraftedLM,
+    Drafter,
+    Drafting,
+    DraftShape,
+    FinishReason,
+    Note,
+    Request,
+    Strategy,
+    Usage,
+    Writing,
+)
+
+
+class Chooser(Protocol):
+    """Which drafter a cloud's answers are drafted by, and what was measured between the two."""
+
+    def __call__(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
+        """For a cloud that takes drafts."""
+        ...
+
+
+def speculate(choose: Chooser) -> Strategy:
+    """The cloud answers, sooner than alone where a drafter foresees it."""
+
+    async def answer(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        lm = cloud_of(consort)
+        if "drafts" not in lm.capabilities:
+            raise RequestError(
+                "this model takes no drafts",
+                where=lm.name,
+                hint="serve it with `consort serve --role cloud`, or ask consort/cloud",
+            )
+        if request.top_logprobs is not None or request.tools:
+            async for chunk in answered_by(lm, request):  # what a stream of tokens alone does not carry
+                yield chunk
+            return
+        cloud = cast("DraftedLM", lm)
+        if request.seed is None:
+            request = replace(request, seed=secrets.randbits(63))  # both sides must draw alike
+        writing = await cloud.write(request)
+        run = _Run(cloud.name, *choose(cloud), cast("Vocabulary", cloud.tokenizer), request, writing)
+        try:
+            async for chunk in run.chunks():
+                yield chunk
+        finally:
+            await run.close()
+            consort.note(Note("speculate", "drafted", run.told()))
+
+    return answer
+
+
+@dataclass(slots=True)
+class _Run:
+    """One answer, its drafts, and what came of them."""
+
+    cloud: str
+    drafter: Drafter
+    pace: Pace
+    vocabulary: Vocabulary
+    request: Request
+    writing: Writing
+    drafting: Drafting | None = None
+    task: asyncio.Task[None] | None = None
+    answer: list[int] = field(default_factory=list)
+    pending: Draft = NOTHING  # drafted and not decided: what the verifier holds, too
+    chances: list[float] = field(default_factory=list)  # of the pending first path's tokens, each by itself
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    off: str = ""  # why nothing is drafted any more
+    drafted: int = 0
+    accepted: int = 0
+    pieces: int = 0
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """The answer, each piece by who foresaw it."""
+        if self.pace.begins():
+            self.task = asyncio.create_task(self._draft())
+        else:
+            self.off = "did not pay lately"
+        text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
+        before_s = time.monotonic()
+        async for written in self.writing.written():
+            now_s, had_draft = time.monotonic(), bool(self.pending.ids)
+            if self.pieces and written.ids:  # the first came after the prompt was read
+                self.pace.came(len(written.ids), now_s - before_s, drafted=had_draft)
+            before_s, self.pieces = now_s, self.pieces + 1
+            authors, struck = self._take(written.ids)
+            shown = [
+                (text.write(token)[0], author) for token, author in zip(written.ids, authors, strict=True)
+            ]
+            finish: FinishReason | None = "stop" if text.stopped else written.finish_reason
+            if finish is not None and not text.stopped:
+                shown.append((text.end()[0], self.cloud))
+            for chunk in by_author(shown, struck):
+                yield chunk
+            if finish is not None:
+                usage = Usage(self.writing.prompt_tokens, len(self.answer))
+                yield Chunk("", self.cloud, finish, usage)
+                return
+            self._reconsider()
+
+    async def close(self) -> None:
+        """Stop drafting and writing, whatever the end."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+        if self.drafting is not None:
+            self.drafting.close()
+        await self.writing.close()
+
+    def told(self) -> dict[str, float | int | str]:
+        """For the receipt: what was drafted, and by what measurements it was decided."""
+        pace, shape = self.pace, self.pace.shape()
+        measured = {
+            "plain_ms": pace.plain_s,
+            "drafted_ms": pace.drafted_s,
+            "step_ms": pace.step_s,
+            "level_ms": pace.level_s,
+            "rtt_ms": self.writing.rtt_s,
+        }
+        told: dict[str, float | int | str] = {
+            "drafter": self.drafter.name,
+            "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
+            "temperature": self.request.temperature,
+            "top_p": self.request.top_p,
+            "max_tokens": self.request.max_tokens,
+            "passes": self.pieces,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "acceptance": round(pace.acceptance, 3),
+            "depth": shape.depth,
+            "width": shape.width,
+            "off": self.off,
+        }
+        return told | {name: round(1e3 * value, 3) for name, value in measured.items() if value is not None}
+
+    def _take(self, ids: tuple[int, ...]) -> tuple[list[str], str]:
+        """Tokens of the answer: who foresaw each, and what had been drafted in place of the last."""
+        authors, struck = [], ""
+        for token in ids:
+            path = [self.pending.ids[node] for node in first_path(self.pending)]
+            foreseen = child(self.pending, -1, token) is not None
+            self.pending = below(self.pending, (token,))
+            if path:
+                right = path[0] == token
+                self.pace.judged(self.chances[0], right)
+                self.chances = self.chances[1:]
+                if not right:
+                    struck = "" if foreseen else self._text(path)
+                    self._go_another_way()
+            authors.append(self.drafter.name if foreseen else self.cloud)
+            self.accepted += foreseen
+            self.answer.append(token)
+        self.news.set()
+        return authors, struck
+
+    def _go_another_way(self) -> None:
+        """The answer left the path that is drafted on: perhaps along a branch, perhaps not."""
+        self.chances = [self.pace.acceptance] * len(first_path(self.pending))
+        if self.drafting is not None:
+            self.drafting.stop()
+
+    async def _draft(self) -> None:
+        """Draft ahead of the verifier as long as the path is likely."""
+        try:
+            self.drafting = await self.drafter.open(self.request)
+            while not self.off:
+                shape, chance = self.pace.shape(), math.prod(self.chances)
+                if self.pace.is_trial() or chance <= shape.least or not await self._draft_on(shape, chance):
+                    self.news.clear()
+                    await self.news.wait()
+        except ConsortError as error:  # the answer needs no drafts
+            self.off = f"the drafter failed: {error.code}"
+
+    async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
+        """Draft after the pending path, which has this chance; whether there was anything to say."""
+        assert self.drafting is not None
+        believed = [*self.answer, *self._path()]
+        began_s = time.monotonic()
+        draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
+        took_s = time.monotonic() - began_s
+        if not draft.ids or not is_sound(draft, self.vocabulary.size):
+            return False
+        self.pace.drafted(1 + max(depths(draft.parents)), took_s)
+        held = self.pending
+        self.pending = joined(held, self.answer, len(believed), draft)
+        if self.pending is held:  # the answer went another way meanwhile
+            return True
+        self.writing.draft(len(believed), draft)
+        self.drafted += len(draft.ids)
+        along = [1.0, *(chances[node] for node in first_path(draft))]
+        self.chances += [after / before for before, after in pairwise(along)]
+        if surplus := len(self.chances) - len(self._path()):  # the answer has gone on meanwhile
+            del self.chances[:surplus]
+        return True
+
+    def _path(self) -> list[int]:
+        return [self.pending.ids[node] for node in first_path(self.pending)]
+
+    def _reconsider(self) -> None:
+        if not self.off and not self.pace.pays():
+            self.off = "does not pay"
+            self.pace.gave_up()
+            self.news.set()
+
+    def _text(self, ids: list[int]) -> str:
+        return b"".join(self.vocabulary.token_bytes[token] or b"" for token in ids).decode(errors="replace")
+
+
+def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]:
+    """Pieces of text and their authors as chunks, one for each run of an author; the last with what was
+    struck."""
+    runs = [
+        ("".join(text for text, _ in run), author)
+        for author, run in groupby([piece for piece in pieces if piece[0]], key=lambda piece: piece[1])
+    ]
+    for place, (text, author) in enumerate(runs):
+        yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")

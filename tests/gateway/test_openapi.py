@@ -1,0 +1,111 @@
+"""The document at `/openapi.json` says what the parser does, and a fuzz by it finds no failure of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from consort.gateway.keys import Key, add_key
+from consort.gateway.openai_request import DESCRIBE, KNOWN, NEUTRAL
+from consort.gateway.openapi import description
+from consort.gateway.parameters import Parameters
+from tests.gateway.live import live
+
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance",
+    "response_schema_conformance", "negative_data_rejection", "unsupported_method", "ignored_auth",
+)  # fmt: skip
+ONLY_CHAT = {"messages", "tools", "tool_choice", "top_logprobs"}
+
+
+def test_the_document_names_what_the_parser_knows() -> None:
+    schemas = description()["components"]["schemas"]
+    everything = KNOWN | DESCRIBE | NEUTRAL.keys()
+    assert schemas["Chat"]["properties"].keys() == everything - {"prompt"}
+    assert schemas["Text"]["properties"].keys() == everything - ONLY_CHAT
+    assert schemas["Parameters"]["properties"].keys() == {field.name for field in fields(Parameters)}
+
+
+def test_every_path_is_served_and_every_reference_resolves(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with live(tmp_path) as here:
+            async with here.http.get(f"{here.url}/openapi.json") as response:
+                told = orjson.loads(await response.read())
+            for path, methods in told["paths"].items():
+                assert len(methods) == 1
+                where = here.url + path.replace("{model}", "small")
+                async with here.http.request(next(iter(methods)), where) as response:
+                    assert response.status == (200 if "get" in methods else 400), path
+            assert told == description()
+
+    asyncio.run(work())
+    document = description()
+    for reference in _references(document):
+        assert reference.rpartition("/")[2] in document["components"]["schemas"], reference
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"]
+        node = list(node.values())
+    for inner in node if isinstance(node, list) else ():
+        yield from _references(inner)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The gateway in a thread of its own, for clients that wait."""
+    address: list[str] = []
+    loop, is_up, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with live(folder) as here:
+            address.append(here.url)
+            is_up.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(work(),))
+    thread.start()
+    assert is_up.wait(20)
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.slow
+def test_a_fuzz_by_the_document_finds_no_failure_of_ours(tmp_path: Path) -> None:
+    """Schemathesis sends what the document allows and what it forbids: every answer has a status and a form
+    that the document names, none is a failure of ours, and what it forbids is refused."""
+    pytest.importorskip("schemathesis")
+    secret = add_key(tmp_path / "keys.json", Key("fuzz"))
+    with served(tmp_path) as url:
+        command = [sys.executable, "-c", "from schemathesis.cli import schemathesis as run; run()", "run"]
+        command += [f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", "40"]
+        command += [
+            "--header",
+            f"Authorization: Bearer {secret}",
+            "--seed",
+            "0",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ]
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=280, cwd=tmp_path, check=False
+        )
+    assert found.returncode == 0, found.stdout[-8000:]
+    assert "Traceback" not in found.stdout

@@ -1,0 +1,82 @@
+"""A receipt proves an answer of speculation, shows where another differs, and says what proves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consort.cli import main
+from consort.config import RuntimeConfig
+from consort.config_serve import ServedModel
+from consort.gateway.loading import load_lm
+from tests.gateway.live import live
+
+ASKED = {
+    "model": "consort/speculate",
+    "messages": [{"role": "user", "content": "When does the clinic open?"}],
+    "max_tokens": 16,
+    "temperature": 0.8,
+    "consort": {"receipt": True},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("proof")
+    cloud = load_lm(
+        ServedModel("cloud", "zoo:cloud", answers=2, context_tokens=128), RuntimeConfig(device="cpu")
+    )
+
+    async def work() -> Any:
+        async with live(folder, cloud=cloud) as here:
+            status, body = await here.post(**ASKED)
+            assert status == 200, body
+            return body
+
+    request, answer = folder / "request.json", folder / "answer.json"
+    request.write_text(json.dumps(ASKED))
+    answer.write_text(json.dumps(asyncio.run(work())))
+    return request, answer
+
+
+def test_an_answer_is_proved(files, capsys):
+    assert main(["verify-receipt", *map(str, files), "--model", "zoo:cloud"]) == 0
+    assert capsys.readouterr().out.startswith("identical: cloud alone writes the same, with seed ")
+
+
+def test_another_answer_and_another_model_are_told_apart(files, tmp_path, capsys):
+    request, answer = files
+    said = json.loads(answer.read_text())
+    said["choices"][0]["message"]["content"] += "!"
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps(said))
+    assert main(["verify-receipt", str(request), str(forged), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["differs_at"] == told["characters"] - 1
+    assert main(["verify-receipt", str(request), str(answer), "--model", "zoo:edge-llama"]) == 1
+    assert "different from character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda body: body.pop("consort"), "no receipt"),
+        (lambda body: body["consort"]["receipt"].update(notes=[]), "by speculate"),
+        (lambda body: body["consort"]["receipt"]["notes"].append({"strategy": "takeover"}), "takeover"),
+    ],
+)
+def test_what_proves_nothing_is_told(files, tmp_path, capsys, change, said):
+    request, answer = files
+    body = json.loads(answer.read_text())
+    change(body)
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(body))
+    assert main(["verify-receipt", str(request), str(changed)]) == 1
+    assert said in capsys.readouterr().err
+    changed.write_text("no")
+    assert main(["verify-receipt", str(request), str(changed)]) == 1
+    assert "no JSON" in capsys.readouterr().err

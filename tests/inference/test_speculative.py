@@ -1,0 +1,222 @@
+"""Whatever is drafted, by whom, and however fast: the answer is the cloud's own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from consort.errors import ModelError, RequestError
+from consort.inference.pace import PAUSE_ANSWERS, TRIAL_TOKENS, Pace
+from consort.inference.prompt_lookup import PromptLookup, following
+from consort.inference.speculative import speculate
+from consort.models.decoding.drafters import ModelDrafter
+from consort.models.decoding.lm import LocalLM
+from consort.models.local import LocalModel
+from consort.models.simulated import Simulated
+from consort.types import Chunk, Consort, Draft, Drafter, Drafting, DraftShape, Message, Note, Request
+from tests.tiny_models import escaped_spaces, tiny
+
+ASKED = Request((Message("user", "the clinic opens at"),), max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[LocalLM]:
+    opened = LocalLM(tiny("llama"), answers=3, sessions=0, context_tokens=128)
+    yield opened
+    opened.close()
+
+
+def drafting(model: LocalModel, cloud: LocalLM) -> ModelDrafter:
+    return ModelDrafter(LocalLM(model, answers=1, sessions=2, context_tokens=128), cloud.tokenizer)
+
+
+class Hostile:
+    """Sends whatever comes to mind."""
+
+    name = "hostile"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+
+    async def open(self, request: Request) -> Drafting:
+        return self
+
+    async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
+        count = self.rng.choice([1, 3, 300])
+        ids = [self.rng.choice([self.rng.randrange(400), -5, 10**9]) for _ in range(count)]
+        if self.rng.random() < 0.8:
+            ids = [token % 400 for token in ids]
+        parents = [self.rng.randrange(-1, node) if node else -1 for node in range(count)]
+        if self.rng.random() < 0.1:
+            parents[0] = 0
+        await asyncio.sleep(0)
+        return Draft(tuple(ids), tuple(parents)), (0.9,) * count
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Broken(Hostile):
+    """Fails at once, or in the middle."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
+        self.good -= 1
+        if self.good < 0:
+            raise ModelError("out of memory")
+        return await super().draft(answer, shape)
+
+
+async def answered(strategy, cloud, request: Request) -> tuple[list[Chunk], list[Note]]:
+    notes: list[Note] = []
+    return [chunk async for chunk in strategy(request, Consort((), cloud, notes.append))], notes
+
+
+def text(chunks: Sequence[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+def eager() -> Pace:
+    """Drafts from the first token on, and never gives up."""
+    return Pace(plain_s=1e9, plain_tokens=TRIAL_TOKENS)
+
+
+def check(cloud: LocalLM, drafter: Drafter, requests: Sequence[Request]) -> list[Note]:
+    told = []
+    for request in requests:
+        alone = asyncio.run(_alone(cloud, request))
+        chunks, notes = asyncio.run(answered(speculate(lambda lm: (drafter, eager())), cloud, request))
+        assert text(chunks) == text(alone)
+        assert chunks[-1].finish_reason == alone[-1].finish_reason
+        assert {chunk.model for chunk in chunks} <= {cloud.name, drafter.name}
+        told += notes
+    return told
+
+
+async def _alone(cloud: LocalLM, request: Request) -> list[Chunk]:
+    return [chunk async for chunk in cloud.stream(request)]
+
+
+REQUESTS = [
+    replace(ASKED, temperature=temperature, seed=seed, stop=stop, top_p=top_p)
+    for seed, (temperature, stop, top_p) in enumerate(
+        [(0.0, (), 1.0), (0.6, (), 1.0), (1.0, ("e",), 1.0), (1.3, (), 0.8), (1.0, (), 1.0)]
+    )
+]
+
+
+@pytest.mark.parametrize("kind", ["itself", "same tokens", "other tokens", "lookup", "hostile"])
+def test_every_drafter_leaves_the_answer_as_it_is(cloud, kind):
+    drafter: Drafter = {
+        "itself": lambda: drafting(tiny("llama"), cloud),
+        "same tokens": lambda: drafting(tiny("gpt2"), cloud),
+        "other tokens": lambda: drafting(tiny("qwen2", escaped_spaces("bpe", lines_apart=False)), cloud),
+        "lookup": lambda: PromptLookup(cloud.tokenizer),
+        "hostile": Hostile,
+    }[kind]()
+    notes = check(cloud, drafter, REQUESTS)
+    drafted = sum(int(note.values["drafted"]) for note in notes)
+    accepted = sum(int(note.values["accepted"]) for note in notes)
+    assert drafted > 0 or kind in ("lookup", "other tokens")  # which need text to go on from
+    assert accepted <= sum(ASKED.max_tokens for _ in notes)
+    if kind == "itself":  # never wrong, at any temperature
+        assert all(float(note.values["acceptance"]) >= Pace().acceptance for note in notes)
+        assert accepted > 0
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_drafter_that_fails_costs_the_answer_nothing(cloud, good):
+    notes = check(cloud, Broken(good), REQUESTS[:2])
+    assert {note.values["off"] for note in notes} <= {"the drafter failed: unusable_model", ""}
+    assert any(note.values["off"] for note in notes)
+
+
+def test_a_drafter_s_tokens_are_its_own_and_what_was_struck_is_told(cloud):
+    chunks, _ = asyncio.run(
+        answered(speculate(lambda lm: (drafting(tiny("llama"), cloud), eager())), cloud, REQUESTS[4])
+    )
+    assert {chunk.model for chunk in chunks if chunk.text} >= {"llama"}
+    chunks, notes = asyncio.run(
+        answered(speculate(lambda lm: (Hostile(), eager())), cloud, replace(REQUESTS[4], max_tokens=60))
+    )
+    assert any(chunk.struck for chunk in chunks)
+    assert notes[0].values["accepted"] < notes[0].values["drafted"]
+
+
+def test_whoever_leaves_frees_the_answer_and_the_drafter(cloud):
+    lm = LocalLM(tiny("llama"), answers=1, sessions=1, context_tokens=128)
+    drafter = ModelDrafter(lm, cloud.tokenizer)
+
+    async def leave(after: int) -> None:
+        stream = speculate(lambda _: (drafter, eager()))(replace(ASKED, seed=1), Consort((), cloud))
+        async for _ in stream:
+            after -= 1
+            if not after:
+                break
+        await stream.aclose()
+
+    async def many() -> None:
+        for turn in range(12):  # more than there are slots
+            await leave(1 + turn % 3)
+
+    asyncio.run(many())
+    lm.close()
+
+
+def test_a_model_that_takes_no_drafts_is_refused_with_a_hint():
+    lm = Simulated("plain", answer=lambda request: "well")
+    with pytest.raises(RequestError, match="takes no drafts"):
+        asyncio.run(answered(speculate(lambda _: (Hostile(), eager())), lm, ASKED))
+
+
+def test_an_answer_goes_on_after_its_first_tokens_as_if_it_had_not_stopped(cloud):
+    async def work(request: Request) -> None:
+        whole = [token async for piece in (await cloud.write(request)).written() for token in piece.ids]
+        for known in (1, len(whole) // 2, len(whole) - 1):
+            writing = await cloud.write(request, after=whole[:known])
+            rest = [token async for piece in writing.written() for token in piece.ids]
+            assert whole[:known] + rest == whole
+            assert writing.prompt_tokens > 0
+
+    for request in REQUESTS:
+        asyncio.run(work(replace(request, stop=())))
+
+
+def test_drafts_stop_where_they_do_not_pay_and_are_tried_again():
+    pace = Pace()
+    for _ in range(TRIAL_TOKENS):
+        assert pace.is_trial()
+        pace.came(1, 0.010, drafted=False)
+    assert not pace.is_trial()
+    for _ in range(40):
+        pace.came(1, 0.012, drafted=True)
+    assert not pace.pays()
+    pace.gave_up()
+    assert [pace.begins() for _ in range(PAUSE_ANSWERS)] == [False] * PAUSE_ANSWERS
+    assert pace.begins()
+    for _ in range(20):
+        pace.came(3, 0.012, drafted=True)
+    assert pace.pays()
+
+
+def test_the_drafter_s_certainty_is_corrected_by_what_comes_of_it():
+    doubted, trusted = Pace(), Pace()
+    for turn in range(200):
+        doubted.judged(0.9, turn % 2 == 0)
+        trusted.judged(0.5, right=True)
+    assert trusted.spread < Pace().spread < doubted.spread
+    assert trusted.acceptance > doubted.acceptance
+
+
+def test_lookup_says_what_followed_the_longest_ending():
+    assert following([1, 2, 3, 4, 9, 2, 3], 2) == [4, 9]
+    assert following([1, 2, 7, 1, 2, 8, 1, 2], 3) == [8, 1, 2]
+    assert following([1, 2, 3], 3) == []
