@@ -65,8 +65,8 @@ RESULTS = Path(__file__).parent / "results"
 METRICS = ("rouge_l", "em")
 LORA = ModelConfig(model="zoo:cloud", lora_rank=16, lora_alpha=32.0, max_tokens=256)
 RATE, STEPS = 3e-3, 80  # of the tuned LLM: as many steps as the proxy's domain adapter has learned
-WEIGHTS = (0.5, 1.0, 1.5, 2.0)
-SHARES = (0.5,)
+WEIGHTS = (0.5, 1.0)
+SHARES = (0.5, 0.6, 0.7, 0.8)
 NEW_TOKENS = 32
 TOGETHER = 8
 CUT_ROWS = 16  # valid rows on which the error of the cut is measured
@@ -92,8 +92,9 @@ class Arm:
 
 def arms() -> dict[str, Arm]:
     found = {f"tuned {a}": Arm("tuned", fixed(a)) for a in WEIGHTS}
-    found |= {f"product {share}": Arm("product", fixed(share)) for share in SHARES}
-    found |= {f"SLM tuned {a}": Arm("tuned", fixed(a), across=True) for a in (0.5, 1.0)}
+    for kind in ("product", "mean"):
+        found |= {f"{kind} {share}": Arm(kind, fixed(share)) for share in SHARES}
+    found |= {f"SLM mean {share}": Arm("mean", fixed(share), across=True) for share in SHARES[1:3]}
     return found
 
 
@@ -104,10 +105,12 @@ def families() -> dict[str, list[str]]:
         "tuned, one weight a device": [f"tuned {a}" for a in WEIGHTS],
         "tuned, weight 1": ["tuned 1.0"],
         "tuned, learned weights": ["tuned learned"],
-        "product": [f"product {share}" for share in SHARES],
+        "product, one share a device": [f"product {share}" for share in SHARES],
+        "mean, one share a device": [f"mean {share}" for share in SHARES],
+        "mean, share 0.7": ["mean 0.7"],
         "any of these, chosen on valid rows": by_proxy,
         "the proxy alone": ["proxy"],
-        "across tokenizers: tuned": [name for name in arms() if name.startswith("SLM tuned")],
+        "across tokenizers: mean": [name for name in arms() if name.startswith("SLM mean")],
         "the SLM alone": ["SLM"],
     }
 

@@ -10,7 +10,7 @@ import pytest
 
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
-from consort.gateway.loading import load_guides, load_lm
+from consort.gateway.loading import load_guides, load_lm, load_proxy
 from consort.inference.mixture import Guides
 from consort.types import LM
 from tests.gateway.live import Live, live, text_of
@@ -31,15 +31,17 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
     tune_somehow(proxy)
     save_adapter(proxy, OWN, adapter, base="zoo:proxy")
     named = ServedModel(model="zoo:proxy", adapter=str(adapter), context_tokens=96)
-    found = load_guides(Config(serve=ServeConfig(proxy=named, sessions=2), runtime=CPU))
+    config = Config(serve=ServeConfig(proxy=named, sessions=2), runtime=CPU)
+    found = load_guides(config, load_proxy(config))
     assert found is not None
     assert (found.tuned.name, found.base.name) == ("proxy", "proxy-base")
     return found
 
 
 def test_without_an_adapter_there_is_nothing_to_steer_by() -> None:
-    assert load_guides(Config()) is None
-    assert load_guides(Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")))) is None
+    assert load_guides(Config(), None) is None
+    bare = Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")), runtime=CPU)
+    assert load_guides(bare, load_proxy(bare)) is None
 
 
 def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: Guides) -> None:
