@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 from consort.config import Config
 from consort.errors import ConfigError, ConsortError, DeadlineError
 from consort.gateway.app import close
+from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import LOCAL
 from consort.gateway.ledger import Row
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
 from consort.gateway.opening import open_service
 from consort.gateway.parameters import configured
-from consort.gateway.service import OWN, Service, outcome_of
+from consort.gateway.service import OWN, Service
 from consort.inference.streams import answer_of, collected
 from consort.problems import nearest
 from consort.training.data import Sample

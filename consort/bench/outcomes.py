@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -116,10 +116,11 @@ def read_outcomes(path: Path) -> list[Outcome]:
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """The rows that `read_outcomes` reads."""
+    """The rows that `read_outcomes` reads: of texts, which features do not stand for there."""
     with whole_file(path) as file:
         for outcome in outcomes:
-            file.write(json.dumps(asdict(outcome), ensure_ascii=False).encode() + b"\n")
+            row = {key: getattr(outcome, key) for key in _KEYS}
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def pair(outcomes: Sequence[Outcome], *, small: str = "", large: str = "", where: str = "") -> Pair:

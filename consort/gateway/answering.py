@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from consort.errors import ConsortError, DeadlineError
-from consort.gateway.service import Exchange, outcome_of, receipt
+from consort.gateway.exchange import Exchange, outcome_of, receipt
 from consort.inference.streams import Closing, collected
 from consort.types import Chunk
 

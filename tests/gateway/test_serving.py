@@ -95,6 +95,17 @@ def test_an_address_open_to_others_requires_a_key(tmp_path: Path, capsys: pytest
         check(open_to_all)
 
 
+@pytest.mark.parametrize(("strategy", "words"), [("speculate", "takes drafts"), ("mix", "no tuned proxy")])
+def test_a_strategy_that_would_refuse_every_request_is_refused_at_start(
+    tmp_path: Path, strategy: str, words: str
+) -> None:
+    config = Config(serve=ServeConfig(strategy=strategy, cloud=FAR, state=str(tmp_path / "state")))
+    with pytest.raises(ConfigError, match=words) as refused:
+        open_service(config)
+    assert "[serve." in refused.value.hint
+    assert not (tmp_path / "state").exists()  # and nothing is left locked
+
+
 def test_an_unknown_strategy_names_the_nearest(tmp_path: Path) -> None:
     config = Config(serve=ServeConfig(strategy="casacde", cloud=FAR, state=str(tmp_path)))
     with pytest.raises(ConfigError, match='did you mean "cascade"'):
