@@ -1,8 +1,8 @@
 """How much a mixture steers at each token: always the same, less and less, or as learned from answers.
 
-The likelihood of a reference answer under `model + a * (plus - minus)` is concave in `a`, and a learned `a`
-is a sum of features: so what is learned is the one best sum (Newton), not where a descent stopped. Stored as
-JSON, never pickle. Chooses no tokens.
+The likelihood of a reference answer under `model + a * (plus - minus)` is concave in `a`, and so it is under
+`(1 - a) * model + a * plus` in probabilities; a learned `a` is a sum of features: what is learned is the one
+best sum (Newton), not where a descent stopped. Stored as JSON, never pickle. Chooses no tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from consort.errors import ModelError
 from consort.files import whole_file
-from consort.inference.blending import aligned, entropy
+from consort.inference.blending import aligned, entropy, log_probability
 from consort.types import FloatArray, TopK
 
 # tuned: llm + a (tuned - base); product: (1 - a) llm + a tuned; mean: the same of probabilities;
@@ -98,19 +98,19 @@ def fit(
 ) -> Learned:
     """The weights under which these reference tokens are likeliest; `penalty` on the squared coefficients of
     standardised features, that of `one` left free."""
-    assert kind != "mean", "an average of probabilities is not steered"
     found = np.array([features(moment) for moment in moments])
     mean, spread = found.mean(0), found.std(0)
     mean[0], spread[spread < 1e-9] = 0.0, np.inf  # what never varies is `one` again
     spread[0] = 1.0
     standard_NF = (found - mean) / spread
-    rows = [_Steering.of(moment, token, size) for moment, token in zip(moments, tokens, strict=True)]
+    choice = _Averaging if kind == "mean" else _Steering
+    rows = [choice.of(moment, token, size) for moment, token in zip(moments, tokens, strict=True)]
     penalties = np.full(len(FEATURES), penalty)
     penalties[0] = 1e-3
     coefficients = _newton(rows, standard_NF, penalties)
     raw = coefficients / spread
     raw[0] -= float(coefficients[1:] @ (mean[1:] / spread[1:]))
-    return Learned(tuple(raw.tolist()), kind)
+    return Learned(tuple(raw.tolist()), kind, 1.0 if kind == "mean" else LARGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,30 @@ class _Steering:
         return float(scores[self.right] - total), float(self.slopes[self.right]) - mean, variance
 
 
-def _newton(rows: Sequence[_Steering], features_NF: FloatArray, penalties: FloatArray) -> FloatArray:
+@dataclass(frozen=True, slots=True)
+class _Averaging:
+    """One token's choice: its probability by the model, and how much larger it is by the other."""
+
+    model: float
+    more: float
+
+    @classmethod
+    def of(cls, moment: Moment, token: int, size: int) -> _Averaging:
+        model, plus = (np.exp(log_probability(each, token, size)) for each in (moment.model, moment.plus))
+        return cls(float(model), float(plus - model))
+
+    def at(self, weight: float) -> tuple[float, float, float]:
+        """As `_Steering.at`; beyond the weights under which the token is possible, nothing is."""
+        mass = self.model + weight * self.more
+        if mass <= 0:
+            return -np.inf, 0.0, 0.0
+        slope = self.more / mass
+        return float(np.log(mass)), slope, slope**2
+
+
+def _newton(
+    rows: Sequence[_Steering | _Averaging], features_NF: FloatArray, penalties: FloatArray
+) -> FloatArray:
     coefficients = np.zeros(features_NF.shape[1])
 
     def measured(at: FloatArray) -> tuple[float, FloatArray, FloatArray]:

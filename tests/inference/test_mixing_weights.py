@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from consort.errors import ModelError
-from consort.inference.blending import log_probability, steered
+from consort.inference.blending import averaged, log_probability, steered
 from consort.inference.mixing_weights import (
     FEATURES,
     Learned,
@@ -51,6 +51,21 @@ def test_the_weight_that_tokens_were_drawn_with_is_found(weight: float) -> None:
     learned = fit(moments, tokens, size=SIZE, penalty=100.0)
     found = [learned(moment) for moment in moments]
     assert np.mean(found) == pytest.approx(weight, abs=0.2)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_the_share_of_a_mean_that_tokens_were_drawn_with_is_found(share: float) -> None:
+    rng = np.random.default_rng(4)
+    moments = [Moment(top(rng), top(rng), top(rng), position) for position in range(800)]
+    tokens = []
+    for moment in moments:
+        mixed = averaged(moment.model, moment.plus, weight=share, size=SIZE)
+        chances = np.exp(mixed.logprobs)
+        tokens.append(int(rng.choice(mixed.ids, p=chances / chances.sum())))
+    learned = fit(moments, tokens, size=SIZE, kind="mean", penalty=100.0)
+    found = [learned(moment) for moment in moments]
+    assert np.mean(found) == pytest.approx(share, abs=0.1)
+    assert 0 <= min(found) <= max(found) <= 1
 
 
 def test_no_other_weight_makes_the_answers_likelier() -> None:
