@@ -28,6 +28,7 @@ class ServedModel:
     context_tokens: int = 4096  # longest prompt + answer here; memory is taken for `answers` of them at start
     price_in: float = 0.0  # of a million tokens read, in serve.currency
     price_out: float = 0.0  # of a million tokens written
+    logprobs: bool = True  # an endpoint gives log-probabilities where asked; the confidence scorer reads them
     drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
 
@@ -43,7 +44,8 @@ class ServeConfig:
     threshold: float = 0.5  # the score from which on the edge's answer is given
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
-    alike: float = 2.0  # cache: likeness from which on a question counts as the same; above 1: only the same
+    # cache: a file of `consort calibrate --cache`: alike questions count as the same within it
+    alike: str = ""
     # mix: (1 - a) llm + a proxy, in probabilities; or a product, or llm + a (proxy - its base), or a contrast
     mix_kind: MixKind = "mean"
     mix_weight: float = 0.7  # mix: the a above
@@ -56,6 +58,13 @@ class ServeConfig:
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
+    drift_alarm_rate: float = (
+        0.01  # the chance that the alarm on the scorer's values ever rings without a change; 0: off
+    )
+    shadow_share: float = (
+        0.0  # of requests, answered by edge and cloud both, afterwards, to learn from; 0: none
+    )
+    shadow_budget: float = 1.0  # money a month for that, in serve.currency; never more
     deadline_s: float = 120.0  # of a request, from its last byte to the answer's
     max_tokens: int = 512  # of an answer, where the request does not say
     temperature: float = 0.0  # where the request does not say; 0 takes the likeliest, and can be cached

@@ -19,7 +19,8 @@ from rich.text import Text
 from consort.bench.results import size
 from consort.bench.suite import Row, generate_suite
 from consort.config import Config
-from consort.gateway.serve import open_service, running
+from consort.gateway.opening import open_service
+from consort.gateway.serve import running
 
 # skill of the suite, what is asked of the endpoint, and what its `consort` object says
 QUESTIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (

@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 from consort.config import Config
 from consort.errors import ConfigError, ConsortError, DeadlineError
 from consort.gateway.app import close
+from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import LOCAL
 from consort.gateway.ledger import Row
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
+from consort.gateway.opening import open_service
 from consort.gateway.parameters import configured
-from consort.gateway.serve import open_service
-from consort.gateway.service import OWN, Service, outcome_of
+from consort.gateway.service import OWN, Service
 from consort.inference.streams import answer_of, collected
 from consort.problems import nearest
 from consort.training.data import Sample
@@ -59,10 +60,11 @@ Replies = Mapping[str, Sequence[Reply]]  # by strategy, in the order of the ques
 
 @asynccontextmanager
 async def opened(config: Config) -> AsyncIterator[Service]:
-    """What `consort serve` would serve, with a ledger that is gone afterwards. ConfigError where there are
-    not two sides to compare."""
+    """What `consort serve` would serve, with a ledger that is gone afterwards: nothing to learn from, nothing
+    to watch. ConfigError where there are not two sides to compare."""
     with TemporaryDirectory(prefix="consort-bench-") as folder:
-        service = open_service(replace(config, serve=replace(config.serve, state=folder)))
+        serving = replace(config.serve, state=folder, shadow_share=0.0, drift_alarm_rate=0.0)
+        service = open_service(replace(config, serve=serving))
         try:
             if not service.edges or service.cloud is None:
                 missing = "cloud" if service.edges else "edge"
@@ -110,7 +112,8 @@ async def replies(
 
 
 async def _reply(service: Service, question: Question, model: str) -> Reply:
-    asked = Asked(model, question.request, configured(service.config), chat=question.request.prompt is None)
+    parameters = configured(service.config, alike=service.alike)
+    asked = Asked(model, question.request, parameters, chat=question.request.prompt is None)
     exchange = service.begin(asked, LOCAL)
     chunks: tuple[Chunk, ...] = ()
     outcome = "done"
@@ -126,7 +129,16 @@ async def _reply(service: Service, question: Question, model: str) -> Reply:
 
 def _apart(service: Service) -> Service:
     """The same models and ledger, with nothing measured or kept yet."""
-    return replace(service, meters=Meters(), gauges={}, shelves={}, recent=deque(maxlen=1), in_flight=0)
+    return replace(
+        service,
+        meters=Meters(),
+        gauges={},
+        shelves={},
+        recent=deque(maxlen=1),
+        shadow=None,
+        watch=None,
+        in_flight=0,
+    )
 
 
 def _at_device(service: Service, device: str) -> Service:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from consort.errors import DataError
 from consort.files import whole_file
-from consort.inference.evidence import Evidence
+from consort.inference.evidence import Evidence, Group
 from consort.problems import nearest, shown
 
 Array: TypeAlias = NDArray[np.float64]
@@ -28,7 +28,8 @@ _MOST_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One prompt and what became of it, by model's name: scores in 0..1, answers, euros and seconds."""
+    """One prompt and what became of it, by model's name: scores in 0..1, answers, euros and seconds.
+    `features` of prompt and small answer stand for texts that were not kept (an empty prompt)."""
 
     prompt: str
     scores: Mapping[str, float]
@@ -36,6 +37,7 @@ class Outcome:
     cost_eur: Mapping[str, float] = field(default_factory=dict)
     latency_s: Mapping[str, float] = field(default_factory=dict)
     group: str = ""
+    features: Mapping[Group, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,21 @@ class Pair:
 
     @property
     def has_answers(self) -> bool:
-        """Whether the small model's answer is known on every prompt."""
-        return all(self.small in outcome.answers for outcome in self.outcomes)
+        """Whether the small model's answer is known on every prompt, or what was computed from it."""
+        return all(self.small in outcome.answers or "checks" in outcome.features for outcome in self.outcomes)
 
     def evidence(self, *, answered: bool) -> list[Evidence]:
         """What is known before the small model answers, or after. The large model's answer is never shown."""
         if not answered:
-            return [Evidence(outcome.prompt) for outcome in self.outcomes]
+            return [
+                Evidence(outcome.prompt, kept={g: v for g, v in outcome.features.items() if g == "surface"})
+                for outcome in self.outcomes
+            ]
         return [
             Evidence(
                 outcome.prompt,
-                outcome.answers[self.small],
+                outcome.answers.get(self.small),
+                kept=outcome.features,
                 others=tuple(
                     text for name, text in outcome.answers.items() if name not in (self.small, self.large)
                 ),
@@ -110,10 +116,11 @@ def read_outcomes(path: Path) -> list[Outcome]:
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """The rows that `read_outcomes` reads."""
+    """The rows that `read_outcomes` reads: of texts, which features do not stand for there."""
     with whole_file(path) as file:
         for outcome in outcomes:
-            file.write(json.dumps(asdict(outcome), ensure_ascii=False).encode() + b"\n")
+            row = {key: getattr(outcome, key) for key in _KEYS}
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def pair(outcomes: Sequence[Outcome], *, small: str = "", large: str = "", where: str = "") -> Pair:

@@ -30,6 +30,7 @@ VERBS = {
     "bench": "compare strategies, live on prompts or on outcomes: quality, cost, latency, APGR, CPT",
     "chat": "talk to a model or adapter",
     "serve": "answer behind one OpenAI-compatible endpoint",
+    "replay": "what yesterday's ledger would have been under another policy, before switching",
     "keys": "make, list and revoke the keys of the endpoint",
     "verify-receipt": "prove that an answer written with drafts is the cloud model's own",
     "export": "write a tuned model as a PEFT directory, merged safetensors or GGUF",

@@ -1,4 +1,5 @@
-"""`consort calibrate`: learn from outcomes who should answer, and find the threshold that keeps goals."""
+"""`consort calibrate`: learn from outcomes who should answer, and find the threshold that keeps goals; or
+measure from which likeness on the cache may take another question's answer."""
 
 from __future__ import annotations
 
@@ -15,12 +16,27 @@ from consort.problems import nearest
 
 if TYPE_CHECKING:
     from consort.bench.learn import Learned
+    from consort.bench.outcomes import Pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("outcomes", type=Path, help='JSONL: {"prompt", "scores": {model: score}, "answers"?}')
+    parser.add_argument(
+        "outcomes", type=Path, nargs="?", help='JSONL: {"prompt", "scores": {model: score}, "answers"?}'
+    )
     add_pair_arguments(parser)
+    parser.add_argument(
+        "--ledger", type=Path, metavar="DIR", help="learn from the labels of this ledger (serve.shadow_share)"
+    )
+    parser.add_argument("--days", type=float, metavar="N", help="of the ledger, its last N days")
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help='measure the likeness of serve.alike instead, on rows {"prompt", "answer"} or logged texts',
+    )
+    parser.add_argument(
+        "--max-error", type=float, default=0.02, metavar="E", help="of --cache: wrong answers, default: 0.02"
+    )
     parser.add_argument(
         "--goal", action="append", default=[], metavar="GOAL", help="may be given more than once"
     )
@@ -82,19 +98,26 @@ def prices(given: Sequence[str], models: Sequence[str]) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> int:
     """Learn from one half of the outcomes, calibrate and judge on the other; print, and store if asked."""
+    if bool(args.outcomes) == bool(args.ledger):
+        raise ConfigError("give either a file of outcomes or --ledger DIR", where="consort calibrate")
+    if args.ledger and (args.small or args.large):
+        raise ConfigError("a ledger has its own two models", where="--small, --large", hint="leave them out")
+    if args.cache:
+        from consort.cli.calibrate_cache import run_cache
+
+        return run_cache(args)
     from consort.bench.learn import learn_scorer
-    from consort.bench.outcomes import pair, read_outcomes
     from consort.inference.gain_file import save_scorer
     from consort.inference.goals import parse_goal
 
     goals = [parse_goal(text) for text in args.goal]
-    data = pair(read_outcomes(args.outcomes), small=args.small, large=args.large, where=str(args.outcomes))
+    data = _data(args)
     given = prices(args.price, (data.small, data.large))
     after = args.when == "after" or (args.when is None and data.has_answers)
     if after and not data.has_answers:
         raise ConfigError(
             f'not every outcome has an answer of "{data.small}"',
-            where=str(args.outcomes),
+            where=str(args.outcomes or args.ledger),
             hint="give --when before",
         )
     print(
@@ -117,6 +140,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         _tell(learned)
     return 0
+
+
+def _data(args: argparse.Namespace) -> Pair:
+    if args.outcomes:
+        from consort.bench.outcomes import pair, read_outcomes
+
+        return pair(
+            read_outcomes(args.outcomes), small=args.small, large=args.large, where=str(args.outcomes)
+        )
+    from consort.bench.traffic import labelled_pair
+    from consort.gateway.history import read_history
+
+    data = labelled_pair(read_history(args.ledger, days=args.days), where=args.ledger)
+    kept = "with their texts" if data.outcomes[0].prompt else "without texts, by their features"
+    print(f"{len(data.outcomes)} labels {kept}; a score is agreement with {data.large}", file=sys.stderr)
+    return data
 
 
 def _as_json(learned: Learned) -> dict[str, object]:

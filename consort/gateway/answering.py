@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from consort.errors import ConsortError, DeadlineError
-from consort.gateway.service import Exchange, outcome_of, receipt
+from consort.gateway.exchange import Exchange, outcome_of, receipt
 from consort.inference.streams import Closing, collected
 from consort.types import Chunk
 
@@ -69,6 +69,7 @@ async def answer(exchange: Exchange, form: Form, receive: Receive, send: Send, h
         listener.cancel()
         if exchange.row is None:
             exchange.finish(outcome)
+        exchange.delivered()
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -43,7 +43,7 @@ def create_app(service: Service) -> App:
 class _Gateway:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._defaults: Parameters = configured(service.config)
+        self._defaults: Parameters = configured(service.config, alike=service.alike)
         config = service.config
         self._unsaid = Request((), max_tokens=config.max_tokens, temperature=config.temperature)
         self._origin = service.config.allow_origin.encode("latin-1", "replace")
@@ -243,7 +243,9 @@ class _Gateway:
 
 
 async def close(service: Service) -> None:
-    """Give back what the service holds: the models' connections, the ledger."""
+    """Give back what the service holds: the labeller, the models' connections, the ledger."""
+    if service.shadow is not None:
+        await service.shadow.close()
     guides = (service.guides.base,) if service.guides else ()  # the tuned one is the proxy
     for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *guides):
         if hasattr(lm, "close"):

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from consort.errors import ConsortError
+from consort.gateway.exchange import Exchange
 from consort.gateway.openai_answer import DONE, Events, error_object, joined_calls, whole
-from consort.gateway.service import Exchange
 from consort.types import Chunk
 
 

@@ -1,4 +1,4 @@
-"""The ledger: one row a finished request, in SQLite, never lost to `kill -9` and never waited for.
+"""The ledger: one row a finished request, and its labels, in SQLite, safe from `kill -9`, never waited for.
 
 A row is first one line appended to a spool (in the kernel's hands at once, so a killed process loses none),
 then a batch of a writer thread's. Opening the ledger takes in what a killed process left in its spools. Text
@@ -17,10 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from consort.errors import ConsortError
+from consort.gateway.labels import ASKED, Label
+from consort.inference.metering import Call
 
 BATCH_S = 0.1  # rows are gathered for so long: the spool holds them meanwhile
 SPOOL_BYTES = 4 << 20  # then a new spool is begun, and the old one leaves once its rows are stored
@@ -55,13 +58,36 @@ class Row:
 
 
 COLUMNS = tuple(Row.__dataclass_fields__)
+LABEL_COLUMNS = tuple(Label.__dataclass_fields__)
 OF_ROW, OF_LINE = attrgetter(*COLUMNS), itemgetter(*COLUMNS)
+OUTCOME = LABEL_COLUMNS.index("outcome")
+OF_LABEL, OF_LABEL_LINE = attrgetter(*LABEL_COLUMNS), itemgetter(*LABEL_COLUMNS)
 SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS requests ({', '.join(COLUMNS)}, PRIMARY KEY (id))",
     "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (at)",
+    f"CREATE TABLE IF NOT EXISTS labels ({', '.join(LABEL_COLUMNS)}, PRIMARY KEY (request))",
 )
-PLACES = f"({', '.join('?' * len(COLUMNS))})"
+PLACES, LABEL_PLACES = (f"({', '.join('?' * len(columns))})" for columns in (COLUMNS, LABEL_COLUMNS))
+# what a label became replaces what was asked, never the other way round, whatever the order of spools
+INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES {LABEL_PLACES}"
+INSERT_LABEL = INSERT_ASKED.replace("IGNORE", "REPLACE")
 ROWS_AT_ONCE = 32  # each statement hands Python's lock over twice, and requests wait for it
+
+
+def told_of(call: Call, cost: float) -> dict[str, Any]:
+    """One model's part in a request, as a row keeps it."""
+    return {
+        "model": call.model,
+        "side": call.side,
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "counted": call.counted,
+        "sent_bytes": call.sent_bytes,
+        "first_s": None if call.first_s is None else round(call.first_s, 6),
+        "answer_s": round(call.answer_s, 6),
+        "cost": cost,
+        "outcome": call.outcome,
+    }
 
 
 class Ledger:
@@ -81,7 +107,7 @@ class Ledger:
             raise ConsortError("another gateway writes here", where=str(folder), hint=hint) from None
         self._database = _opened(self.path)
         self._take_in()
-        self._queue: queue.SimpleQueue[Row | Path | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Row | Label | Path | None] = queue.SimpleQueue()
         self._number = 0
         self._spool, self._spooled = self._new_spool(), 0
         self._warned = False
@@ -89,8 +115,8 @@ class Ledger:
         self._writer = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._writer.start()
 
-    def record(self, row: Row) -> None:
-        """Store a row: safe from a killed process when this returns, to be queried a moment later."""
+    def record(self, row: Row | Label) -> None:
+        """Store a row or label: safe from a killed process on return, to be queried a moment later."""
         line = orjson.dumps(row) + b"\n"
         try:
             os.write(self._spool, line)
@@ -108,6 +134,11 @@ class Ledger:
         """Money a key has cost since then. Called before the first `record`."""
         rows = self._database.execute("SELECT key, SUM(cost) FROM requests WHERE at >= ? GROUP BY key", (at,))
         return {key: cost or 0.0 for key, cost in rows}
+
+    def shadowed_since(self, at: float) -> float:
+        """Money that labels have cost since then. Called before the first `record`."""
+        ((cost,),) = self._database.execute("SELECT SUM(cost) FROM labels WHERE at >= ?", (at,))
+        return cost or 0.0
 
     def close(self) -> None:
         """Store what is waiting and let the folder go."""
@@ -128,7 +159,10 @@ class Ledger:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             try:
-                self._store([OF_ROW(item) for item in batch if isinstance(item, Row)])
+                self._store(
+                    [OF_ROW(item) for item in batch if isinstance(item, Row)],
+                    [OF_LABEL(item) for item in batch if isinstance(item, Label)],
+                )
             except sqlite3.Error as error:  # the rows stay in their spool
                 self._warn(error)
                 continue
@@ -156,15 +190,22 @@ class Ledger:
         """Rows of spools whose process is gone; a line that was cut off by a crash of the machine is left."""
         for spool in sorted(self._folder.glob("ledger.*.spool")):
             lines = spool.read_bytes().split(b"\n")[:-1]
-            self._store([OF_LINE(orjson.loads(line)) for line in lines])
+            stored = [orjson.loads(line) for line in lines]
+            self._store(
+                [OF_LINE(line) for line in stored if not _is_label(line)],
+                [OF_LABEL_LINE(line) for line in stored if _is_label(line)],
+            )
             spool.unlink()
 
-    def _store(self, rows: Sequence[tuple[object, ...]]) -> None:
+    def _store(self, rows: Sequence[tuple[object, ...]], labels: Sequence[tuple[object, ...]]) -> None:
         with self._database:
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[start : start + ROWS_AT_ONCE]
                 statement = f"INSERT OR IGNORE INTO requests VALUES {', '.join([PLACES] * len(part))}"
                 self._database.execute(statement, [_stored(value) for row in part for value in row])
+            for label in labels:  # rare, and asked for in the background
+                statement = INSERT_ASKED if label[OUTCOME] == ASKED else INSERT_LABEL
+                self._database.execute(statement, [_stored(value) for value in label])
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -180,6 +221,10 @@ def _opened(path: Path) -> sqlite3.Connection:
         hint = "move the file away to begin a new one"
         raise ConsortError(f"the ledger cannot be opened: {error}", where=str(path), hint=hint) from None
     return database
+
+
+def _is_label(line: Mapping[str, object]) -> bool:
+    return "request" in line  # which a label names
 
 
 def _stored(value: object) -> object:

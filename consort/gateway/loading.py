@@ -69,13 +69,16 @@ def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) ->
 
         loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
         return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
-    from consort.models.remote import Endpoint, Remote
+    from consort.models.remote import EVERYTHING, Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""
     if model.key_env and not key:
         hint = f"export {model.key_env}=..., or remove key_env"
         raise ConfigError(f"the variable {model.key_env} is not set", where=model.name, hint=hint)
-    endpoint = Endpoint(model.name, model.base_url, model.model, key, silence_s=model.silence_s)
+    able = EVERYTHING if model.logprobs else EVERYTHING - {"logprobs"}
+    endpoint = Endpoint(
+        model.name, model.base_url, model.model, key, silence_s=model.silence_s, capabilities=able
+    )
     if not model.drafted:
         return Remote(endpoint)
     from consort.models.verifier import Verifier

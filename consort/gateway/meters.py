@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from consort.gateway.labels import Label
 from consort.gateway.ledger import Row
 from consort.inference.metering import Gauge
 from consort.telemetry import TOKENS, Counter, Histogram, prometheus_text
@@ -64,6 +65,28 @@ class Meters:
         default_factory=lambda: Counter("consort_redactions_total", "Private spans hidden", ("kind",))
     )
 
+    labels: Counter = field(
+        default_factory=lambda: Counter(
+            "consort_shadow_labels_total", "Requests answered by edge and cloud both", ("outcome",)
+        )
+    )
+    shadow_cost: Counter = field(
+        default_factory=lambda: Counter("consort_shadow_cost_total", "Money spent on labels")
+    )
+    drift: Counter = field(
+        default_factory=lambda: Counter(
+            "consort_drift_evidence", "How much likelier scores are under some drift", kind="gauge"
+        )
+    )
+    ringing: Counter = field(
+        default_factory=lambda: Counter("consort_drift_alarm", "1 once the drift alarm rings", kind="gauge")
+    )
+
+    def shadowed(self, label: Label) -> None:
+        """A label, made or failed."""
+        self.labels.add(1, label.outcome)
+        self.shadow_cost.add(label.cost)
+
     def observe(self, row: Row) -> None:
         """A finished request."""
         labels = ("chat", row.model, row.strategy)
@@ -95,7 +118,8 @@ class Meters:
             busy.set(gauge.in_flight, name)
         kept = (self.duration, self.first, self.tokens, self.calls)
         counters = (self.answer_bytes, self.cloud_bytes, self.cost, self.all_cloud, self.decisions)
-        return prometheus_text([*kept, *counters, self.redactions, active, busy])
+        learning = (self.labels, self.shadow_cost, self.drift, self.ringing)
+        return prometheus_text([*kept, *counters, self.redactions, *learning, active, busy])
 
 
 def _number(value: object) -> float:

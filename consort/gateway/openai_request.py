@@ -130,6 +130,8 @@ def read_parameters(given: Mapping[str, Any], defaults: Parameters) -> Parameter
             raise _refused(f"consort.{name}", f"must be a {kind.__name__}")
         if name == "redact" and defaults.redact and not value:
             raise _refused("consort.redact", "is switched on here for every request")
+        if name == "alike" and value < min(defaults.alike, 1.0):
+            raise _refused("consort.alike", "is below what was measured here", "see serve.alike")
         changes[name] = float(value) if is_number else value
     return replace(defaults, **changes).checked()  # type: ignore[arg-type]
 

@@ -32,9 +32,26 @@ def overview(service: Service) -> dict[str, Any]:
         "cost_all_cloud": meters.all_cloud.values.get((), 0.0),
         "cloud_bytes": meters.cloud_bytes.values.get((), 0.0),
         "redactions": {kind[0]: int(count) for kind, count in meters.redactions.values.items()},
+        "drift": _drift(service),
+        "shadow": _shadow(service),
         "models": [_model(service, name, name in edges) for name in (lm.name for lm in service.models)],
         "recent": [_answer(row) for row in reversed(recent)],
     }
+
+
+def _drift(service: Service) -> dict[str, Any] | None:
+    watch = service.watch
+    if watch is None:
+        return None
+    alarm = watch.alarm
+    return {"ringing": alarm.ringing, "evidence": alarm.evidence, "requests": watch.observed}
+
+
+def _shadow(service: Service) -> dict[str, Any] | None:
+    shadow = service.shadow
+    if shadow is None:
+        return None
+    return {"labels": shadow.labels, "spent": shadow.spent, "budget": shadow.budget}
 
 
 def _model(service: Service, name: str, at_edge: bool) -> dict[str, Any]:

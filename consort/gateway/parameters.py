@@ -8,6 +8,7 @@ from typing import get_args
 
 from consort.config_serve import Goal, MixKind, MixSchedule, ServeConfig
 from consort.errors import RequestError
+from consort.inference.cache import OFF
 
 # what a parameter that is a word may say
 WORDS: dict[str, tuple[str, ...]] = {
@@ -25,7 +26,7 @@ class Parameters:
     threshold: float = 0.5
     optimistic: bool = False
     share: float = 0.5
-    alike: float = 2.0
+    alike: float = OFF  # never below the measured one
     mix_kind: str = "mean"
     mix_weight: float = 0.7
     mix_schedule: str = "fixed"
@@ -57,13 +58,13 @@ KINDS: dict[str, type] = {field.name: type(field.default) for field in fields(Pa
 NUMBERS = tuple(name for name, kind in KINDS.items() if kind is float)
 
 
-def configured(config: ServeConfig) -> Parameters:
-    """What holds where a request says nothing."""
+def configured(config: ServeConfig, *, alike: float = OFF) -> Parameters:
+    """What holds where a request says nothing; `alike` is what the file of `serve.alike` measured."""
     return Parameters(
         threshold=config.threshold,
         optimistic=config.optimistic,
         share=config.share,
-        alike=config.alike,
+        alike=alike,
         mix_kind=config.mix_kind,
         mix_weight=config.mix_weight,
         mix_schedule=config.mix_schedule,

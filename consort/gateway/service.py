@@ -1,37 +1,39 @@
 """What serves: the models with their gauges, the strategies, the door, the ledger and the meter.
 
-`Exchange` is one request's life, from its admission to its row in the ledger. Knows nothing of HTTP.
+A request's own life is an `Exchange`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import ConsortError, LimitError, UnknownModelError
+from consort.errors import LimitError, RequestError, UnknownModelError
 from consort.gateway.deferring import unable
+from consort.gateway.exchange import Exchange
+from consort.gateway.judging import unscored
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
+from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES, Means, guarded, made
+from consort.gateway.watch import Watch
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
-from consort.inference.cache import Shelf
-from consort.inference.metering import Call, Gauge, Side, metered
+from consort.inference.cache import OFF, Shelf
+from consort.inference.metering import Gauge
 from consort.inference.mixing_weights import Learned
 from consort.inference.mixture import Guides
 from consort.inference.pace import Pace
 from consort.inference.single import named
-from consort.inference.streams import Closing
 from consort.problems import nearest
-from consort.types import LM, Chunk, Consort, DraftedLM, Drafter, Note, Request, Scorer, Strategy, Usage
+from consort.types import LM, Consort, DraftedLM, Drafter, Scorer, Strategy
 
 if TYPE_CHECKING:
     from consort.gateway.verifier import Pool
@@ -53,6 +55,10 @@ class Service:
     prices: Mapping[str, ServedModel] = field(default_factory=dict)
     before: Scorer = brevity
     after: Scorer = confidence
+    needs_logprobs: bool = True  # of the edge: the scorer of answers reads them
+    alike: float = OFF  # the measured likeness of serve.alike
+    shadow: Shadow | None = None
+    watch: Watch | None = None
     deferral: Strategy = unable
     proxy: LM | None = None  # which drafts, and which the scorers hear
     guides: Guides | None = None
@@ -96,16 +102,20 @@ class Service:
         return (prompt_tokens * price.price_in + completion_tokens * price.price_out) / MILLION
 
     def record(self, row: Row) -> None:
-        """A finished request: to the ledger, the meters, the dashboard and its key's budget."""
+        """A finished request: to the ledger, the meters, the dashboard, the alarm and its key's budget."""
         self.door.spent[row.key] = self.door.spent.get(row.key, 0.0) + row.cost
         self.ledger.record(row)
         self.recent.append(row)
         self.meters.observe(row)
+        if self.watch is not None:
+            self.watch.observe(row, self.meters)
 
     def _strategy(self, asked: Asked, key: Key) -> tuple[str, Strategy]:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
+            if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
+                raise RequestError(why, where="model", hint="ask for another strategy")
             return name, made(name, asked.parameters, self._means(asked, key))
         if self.cloud is not None and self.cloud.name == model:
             return "model", guarded(named(model)) if asked.parameters.redact else named(model)
@@ -155,167 +165,3 @@ class Service:
 def _loaded(gauge: Gauge) -> float | None:
     """How long an answer takes now: the last ones' time, once for each request already waiting."""
     return None if gauge.answer_s is None else gauge.answer_s * (1 + gauge.in_flight)
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and what became of it."""
-
-    service: Service
-    asked: Asked
-    key: Key
-    strategy_name: str
-    strategy: Strategy
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(16)}")
-    at: float = field(default_factory=time.time)
-    began_s: float = field(default_factory=time.monotonic)
-    calls: list[Call] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-    spans: list[list[Any]] = field(default_factory=list)  # [author, bytes]
-    texts: list[str] = field(default_factory=list)  # only with log_text
-    first_s: float | None = None
-    usage: Usage | None = None
-    row: Row | None = None
-
-    @property
-    def deadline_s(self) -> float:
-        """Seconds this request may take."""
-        return min(self.asked.parameters.deadline_s, self.service.config.deadline_s)
-
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The answer. Whoever reads it keeps the deadline."""
-        service, asked = self.service, self.asked
-        service.in_flight += 1
-        private = asked.parameters.private
-        cloud = None if private or service.cloud is None else self._metered(service.cloud, "cloud")
-        consort = Consort(tuple(self._metered(lm, "edge") for lm in service.edges), cloud, self.notes.append)
-        try:
-            async with Closing(self.strategy(asked.request, consort)) as stream:
-                async for chunk in stream:
-                    self._span(chunk)
-                    yield chunk
-        finally:
-            service.in_flight -= 1
-
-    def finish(self, outcome: str) -> Row:
-        """Write the row: once, whatever the end."""
-        assert self.row is None, "an exchange is finished once"
-        service = self.service
-        usage = self.counted()
-        self.row = row = self._row(outcome, usage)
-        service.record(row)
-        return row
-
-    def counted(self) -> Usage:
-        """Tokens as the client sees them: of the one answer it got, whoever else wrote."""
-        if self.usage is not None and len(self.spans) <= 1:
-            return self.usage
-        authors = {author for author, _ in self.spans}
-        calls = [call for call in self.calls if call.model in authors]
-        prompt_tokens = max((call.prompt_tokens for call in self.calls), default=0)
-        return Usage(prompt_tokens, sum(call.completion_tokens for call in calls))
-
-    def author(self) -> str:
-        """Who wrote the answer; what was asked for where several did."""
-        authors = {span[0] for span in self.spans}
-        return str(authors.pop()) if len(authors) == 1 else self.asked.model
-
-    def _metered(self, lm: LM, side: Side) -> LM:
-        return metered(lm, side, self.service.gauge(lm), self.calls)
-
-    def _span(self, chunk: Chunk) -> None:
-        if chunk.anew:
-            self.spans.clear()
-            self.texts.clear()
-        if self.first_s is None:
-            self.first_s = time.monotonic() - self.began_s
-        if chunk.usage is not None:
-            self.usage = chunk.usage
-        text = chunk.text
-        if not text:
-            return
-        size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-        if self.spans and self.spans[-1][0] == chunk.model:
-            self.spans[-1][1] += size
-        else:
-            self.spans.append([chunk.model, size])
-        if self.service.config.log_text:
-            self.texts.append(text)
-
-    def _row(self, outcome: str, usage: Usage) -> Row:
-        service, calls = self.service, self.calls
-        by_side = {"edge": 0, "cloud": 0}
-        cloud_bytes, cost = 0, 0.0
-        for call in calls:
-            by_side[call.side] += call.completion_tokens
-            cloud_bytes += call.sent_bytes if call.side == "cloud" else 0
-            cost += service.price(call.model, call.prompt_tokens, call.completion_tokens)
-        all_cloud = 0.0
-        if service.cloud is not None:
-            all_cloud = service.price(service.cloud.name, usage.prompt_tokens, usage.completion_tokens)
-        redactions: dict[str, int] = {}
-        for note in self.notes:
-            if (note.strategy, note.event) == ("redact", "hidden"):  # spans of each kind
-                for kind, count in note.values.items():
-                    redactions[kind] = redactions.get(kind, 0) + int(count)
-        log_text = service.config.log_text
-        return Row(
-            id=self.id,
-            at=self.at,
-            key=self.key.name,
-            model=self.asked.model,
-            strategy=self.strategy_name,
-            outcome=outcome,
-            streamed=self.asked.stream,
-            latency_s=round(time.monotonic() - self.began_s, 6),
-            first_s=None if self.first_s is None else round(self.first_s, 6),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            edge_tokens=by_side["edge"],
-            cloud_tokens=by_side["cloud"],
-            cloud_bytes=cloud_bytes,
-            cost=cost,
-            cost_all_cloud=all_cloud,
-            spans=tuple((author, size) for author, size in self.spans),
-            calls=tuple(_told(call) for call in calls),
-            notes=tuple(
-                {"strategy": note.strategy, "event": note.event, **note.values} for note in self.notes
-            ),
-            redactions=redactions,
-            prompt=_prompt(self.asked.request) if log_text else None,
-            answer="".join(self.texts) if log_text else None,
-        )
-
-
-def receipt(row: Row) -> dict[str, Any]:
-    """A row as the client gets it: everything but the texts and whose key it was."""
-    return {
-        name: getattr(row, name)
-        for name in Row.__dataclass_fields__
-        if name not in ("prompt", "answer", "key", "at", "streamed")
-    }
-
-
-def _told(call: Call) -> dict[str, Any]:
-    return {
-        "model": call.model,
-        "side": call.side,
-        "prompt_tokens": call.prompt_tokens,
-        "completion_tokens": call.completion_tokens,
-        "counted": call.counted,
-        "sent_bytes": call.sent_bytes,
-        "first_s": None if call.first_s is None else round(call.first_s, 6),
-        "answer_s": round(call.answer_s, 6),
-        "outcome": call.outcome,
-    }
-
-
-def _prompt(request: Request) -> str:
-    if request.prompt is not None:
-        return request.prompt
-    return "\n".join(f"{message.role}: {message.content}" for message in request.messages)
-
-
-def outcome_of(error: BaseException) -> str:
-    """The word for an ending in the ledger."""
-    return error.code if isinstance(error, ConsortError) else "internal_error"

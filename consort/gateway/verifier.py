@@ -18,9 +18,10 @@ from typing import Any, Protocol, cast
 
 from consort.align import Vocabulary
 from consort.errors import ConsortError, DeadlineError, LimitError, RequestError
+from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
-from consort.gateway.service import Service, outcome_of
+from consort.gateway.service import Service
 from consort.models.frames import (
     CONTROL,
     MAX_BYTES,

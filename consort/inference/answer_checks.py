@@ -17,6 +17,7 @@ from consort.inference.arithmetic import NUMBER, equations, number
 _MARK = r"(?:####|\\boxed\{|\banswer(?: is|:))"
 _MARKED = re.compile(_MARK, re.IGNORECASE)
 _FINAL = re.compile(_MARK + r"[^\d\n]{0,16}?(-?[$€£]?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_BARE = re.compile(r"\s*(-?[$€£]?\d[\d,]*(?:\.\d+)?)\s*[%.]?\s*")
 _HEDGE = re.compile(
     r"\b(?:however|actually|assum\w*|perhaps|maybe|might|probably|possibly|unclear|not sure|cannot|can't"
     r"|mistake|sorry|wait|apolog\w*|impossible|sense|enough|approximately|about|around|round\w*|since)\b",
@@ -132,11 +133,19 @@ def failed_checks(question: str, answer: str) -> float:
 
 def final_number(answer: str) -> float | None:
     """The number an answer ends in: after `####`, `\\boxed{` or "answer is", else the last one written."""
+    marked = marked_number(answer)
+    if marked is not None:
+        return marked
+    written = NUMBER.findall(answer)
+    return number(written[-1]) if written else None
+
+
+def marked_number(answer: str) -> float | None:
+    """The last number that an answer marks as its end, or the one it consists of."""
     marked = _FINAL.findall(answer)
     if marked:
         return number(marked[-1])
-    written = NUMBER.findall(answer)
-    return number(written[-1]) if written else None
+    return number(whole.group(1)) if (whole := _BARE.fullmatch(answer)) else None
 
 
 _CONSTANTS = (1.0, 2.0, 10.0, 12.0, 60.0, 100.0)  # what a calculation may bring in by itself

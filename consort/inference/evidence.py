@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -44,25 +44,32 @@ class ProxyView:
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """A question and whatever else is known. `others`: what other models answered, never the cloud's, which
-    would already be paid for."""
+    would already be paid for. `kept`: features that were computed when the texts were at hand, in their place
+    or beside them."""
 
     question: str
     answer: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple[str, ...] = ()
     proxy: ProxyView | None = None
+    kept: Mapping[Group, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def worded(self) -> bool:
+        """Whether the texts are here, and not only what was computed from them."""
+        return bool(self.question)
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of features that this evidence has."""
         has: dict[Group, bool] = {
-            "surface": True,
+            "surface": self.worded,
             "checks": self.answer is not None,
             "confidence": bool(self.logprobs),
             "agreement": self.answer is not None and bool(self.others),
             "proxy": self.proxy is not None,
         }
-        return tuple(group for group, present in has.items() if present)
+        return tuple(group for group, present in has.items() if present or group in self.kept)
 
 
 def evidence_of(
@@ -84,7 +91,8 @@ def question_of(request: Request) -> str:
 
 def features(evidence: Evidence, group: Group) -> list[float]:
     """The features of one group, in the order of `FEATURES[group]`."""
-    return _COMPUTE[group](evidence)
+    kept = evidence.kept.get(group)
+    return _COMPUTE[group](evidence) if kept is None else list(kept)
 
 
 def _checks(evidence: Evidence) -> list[float]:

@@ -66,7 +66,8 @@ def fit_gain(
 
 
 def prepare(evidence: Sequence[Evidence]) -> Prepared:
-    """Count, weigh and compare the examples. Several pairs of models can then learn from them."""
+    """Count, weigh and compare the examples. Several pairs of models can then learn from them. Of examples
+    without their texts only the features teach."""
     if len(evidence) < _MIN_EXAMPLES:
         raise DataError(
             f"{len(evidence)} outcomes are too few to learn from",
@@ -75,9 +76,10 @@ def prepare(evidence: Sequence[Evidence]) -> Prepared:
     # what only some examples have cannot be asked for later
     groups = tuple(group for group in WIDTHS if all(group in known.groups for known in evidence))
     answered = "checks" in groups
+    worded = all(known.worded and (known.answer is not None or not answered) for known in evidence)
     kernel = np.zeros((len(evidence), len(evidence)))
     rarities, words = {}, {}
-    for name, read in _texts_for(answered).items():
+    for name, read in (_texts_for(answered) if worded else {}).items():
         counts = _counts([read(known) for known in evidence])
         rarities[name] = _rarity(counts)
         words[name] = _unit_rows(counts, rarities[name])

@@ -90,6 +90,12 @@ class GainModel:
                 where=f"scorer for {self.small} and {self.large}",
                 hint="use it after the edge's answer, or calibrate one on outcomes that lack the same",
             )
+        if self.texts and not evidence.worded:
+            raise ModelError(
+                "this scorer reads words, and only features were kept here",
+                where=f"scorer for {self.small} and {self.large}",
+                hint="calibrate one on features alone, or keep texts: serve.log_text",
+            )
         gain = self.mean_gain
         for name, text in self.texts.items():
             gain += _text_gain(text, *TEXTS[name](evidence))

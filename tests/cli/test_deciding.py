@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from consort.cli import main
+from consort.gateway.labels import Label
+from consort.gateway.ledger import Ledger
+from consort.inference.cache_measured import load_likeness
+from consort.inference.evidence import Evidence, features
 from consort.inference.gain_file import load_scorer
 
 
@@ -95,3 +100,78 @@ def test_bench_refuses_what_cannot_be_meant(
 ) -> None:
     assert main(["bench", str(outcomes), *words]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """A ledger with 160 labels and no text: every fourth question is one that the edge gets wrong."""
+    written = Ledger(tmp_path / "state")
+    for index in range(160):
+        hard = index % 4 == 0
+        prompt = f"{'Prove the theorem' if hard else 'Say hello'} number {index}"
+        answer = f"2 + {index} = {index + 2 + hard}\n#### {index + 2 + hard}"
+        known = Evidence(prompt, answer)
+        taken = {"prompt_tokens": 9, "completion_tokens": 9, "answer_s": 0.1, "cost": 0.001}
+        label = Label(str(index), float(index), "done", "cloud", 0.001, 1.0, "edge", "cloud", float(not hard))
+        features_of = {group: features(known, group) for group in known.groups}
+        written.record(replace(label, features=features_of, small_call=taken, large_call=taken))
+    written.close()
+    return tmp_path / "state"
+
+
+def test_calibrate_learns_from_a_ledgers_labels_without_a_text(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer = tmp_path / "scorer.safetensors"
+    goal = ["--goal", "quality >= 0.8 of cloud", "--goal", "cost <= 1 EUR/request", "--out", str(scorer)]
+    assert main(["calibrate", "--ledger", str(ledger), *goal, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["small"], told["large"], told["when"]) == ("edge", "cloud", "after")
+    assert told["apgr"][0] > 0.8
+    model = load_scorer(scorer).model
+    assert model.texts == {}
+    assert model.groups == ("surface", "checks")
+    # what was learned from features alone judges texts, as the gateway has them
+    right = Evidence("Say hello number 9", "2 + 9 = 11\n#### 11")
+    wrong = Evidence("Prove the theorem number 9", "2 + 9 = 12\n#### 12")
+    assert model.gain(right) < model.gain(wrong)
+    assert main(["calibrate", "--ledger", str(ledger), "--when", "before", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["when"] == "before"
+
+
+def test_a_ledger_that_cannot_be_learned_from_says_what_to_do(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger(tmp_path / "empty").close()
+    for words, what in (
+        (["--ledger", str(tmp_path / "empty")], "serve.shadow_share"),
+        (["--ledger", str(tmp_path / "nowhere")], "no ledger here"),
+        (["--ledger", str(ledger), "--small", "edge"], "has its own two models"),
+        (["--ledger", str(ledger), "--cache"], "serve.log_text"),
+        ([], "either a file of outcomes or --ledger"),
+    ):
+        assert main(["calibrate", *words]) == 1
+        assert what in capsys.readouterr().err
+
+
+def test_the_caches_likeness_is_measured_and_written_only_when_it_is_certain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "alike.json"
+    things = [letter * 9 for letter in "abcdef"]
+    asked = [(f"where is the {things[i % 6]} {i // 6 * 'o'}", f"at {things[i % 6]}") for i in range(120)]
+    rows = [{"prompt": question, "answer": answer} for question, answer in asked]
+    questions.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ["calibrate", str(questions), "--cache", "--out", str(out)]
+    assert main([*words, "--max-error", "0.1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["certified"]
+    assert load_likeness(out).threshold == told["threshold"] < 1
+    out.unlink()
+    assert main([*words, "--max-error", "0.001"]) == 0
+    assert "only the same question counts" in capsys.readouterr().out
+    assert not out.exists()
+    questions.write_text('{"prompt": "x"}', encoding="utf-8")
+    assert main(words) == 1
+    assert "questions.jsonl:1" in capsys.readouterr().err
+    assert main([*words, "--max-error", "2"]) == 1

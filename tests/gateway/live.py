@@ -22,6 +22,7 @@ from consort.gateway.ledger import Ledger
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
 from consort.gateway.verifier import Pool
+from consort.inference.cache import OFF
 from consort.inference.mixture import Guides
 from consort.types import LM, DraftedLM
 from tests.inference.consorts import says
@@ -60,6 +61,7 @@ async def live(
     cloud: LM | None = None,
     room: int = 0,
     guides: Guides | None = None,
+    measured_alike: float = OFF,
     **config: Any,
 ) -> AsyncIterator[Live]:
     ledger = Ledger(folder)
@@ -74,6 +76,7 @@ async def live(
         door=Door(folder / "keys.json"),
         ledger=ledger,
         prices={"large": price},
+        alike=measured_alike,
         guides=guides,
     )
     if room:

@@ -13,8 +13,8 @@ from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
 from consort.gateway.deferring import deferral_of
+from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, load_proxy
-from consort.gateway.serve import judges
 from consort.inference.proxy import proxy_agreement
 from consort.types import LM, Answer, Message, Request
 from tests.gateway.live import live
@@ -100,8 +100,9 @@ def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:
         assert disliked.nats_per_byte > liked.nats_per_byte
         assert disliked.least < liked.least
         assert 0 <= before.share <= 1
-        _, after, _ = judges(ServeConfig(), proxy)
-        scores = [await after(request, Answer(text, "edge")) for text in (own, "zq zq 77 qqq", "")]
+        judging = judges(ServeConfig(), proxy)
+        assert (judging.name, judging.needs_logprobs, judging.watch) == ("proxy", False, None)
+        scores = [await judging.after(request, Answer(text, "edge")) for text in (own, "zq zq 77 qqq", "")]
         assert 1 >= scores[0] > scores[1] > scores[2] == 0
 
     asyncio.run(work())

@@ -45,7 +45,8 @@ def test_a_card_number_stays_here_and_comes_back_in_the_stream(
     (events, whole, row), up = through(tmp_path, work, redact=configured)
     assert text_of(events) == whole["choices"][0]["message"]["content"] == ANSWER
     assert up.requests
-    assert not any(CARD.encode() in request or b"4111" in request for request in up.requests)
+    bodies = [request.partition(b"\r\n\r\n")[2] for request in up.requests]  # a port may read 4111 too
+    assert not any(CARD.encode() in body or b"4111" in body for body in bodies)
     assert b"[CARD_1]" in up.requests[0]
     assert row.redactions == {"card": 1}
     assert whole["consort"]["receipt"]["redactions"] == {"card": 1}

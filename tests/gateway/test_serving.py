@@ -16,8 +16,10 @@ from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import load_config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
+from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, served
-from consort.gateway.serve import check, judges, open_service
+from consort.gateway.opening import open_service
+from consort.gateway.serve import check
 from consort.inference.baselines import brevity
 from consort.inference.calibration import Calibration
 from consort.inference.evidence import Evidence
@@ -93,6 +95,17 @@ def test_an_address_open_to_others_requires_a_key(tmp_path: Path, capsys: pytest
         check(open_to_all)
 
 
+@pytest.mark.parametrize(("strategy", "words"), [("speculate", "takes drafts"), ("mix", "no tuned proxy")])
+def test_a_strategy_that_would_refuse_every_request_is_refused_at_start(
+    tmp_path: Path, strategy: str, words: str
+) -> None:
+    config = Config(serve=ServeConfig(strategy=strategy, cloud=FAR, state=str(tmp_path / "state")))
+    with pytest.raises(ConfigError, match=words) as refused:
+        open_service(config)
+    assert "[serve." in refused.value.hint
+    assert not (tmp_path / "state").exists()  # and nothing is left locked
+
+
 def test_an_unknown_strategy_names_the_nearest(tmp_path: Path) -> None:
     config = Config(serve=ServeConfig(strategy="casacde", cloud=FAR, state=str(tmp_path)))
     with pytest.raises(ConfigError, match='did you mean "cascade"'):
@@ -113,7 +126,8 @@ def learned(path: Path, *, answered: bool, threshold: float | None) -> ServeConf
 def test_a_calibrated_scorer_and_its_threshold_decide(tmp_path: Path) -> None:
     for answered, threshold in ((False, 0.75), (True, None)):
         config = learned(tmp_path / "scorer.safetensors", answered=answered, threshold=threshold)
-        before, after, serving = judges(config)
+        judging = judges(config)
+        before, after, serving = judging.before, judging.after, judging.config
         assert serving.threshold == (threshold or config.threshold)
         scores = [
             asyncio.run(after(user(f"about the {topic}"), Answer("It is so.", "edge")))
@@ -128,11 +142,11 @@ def test_a_calibrated_scorer_and_its_threshold_decide(tmp_path: Path) -> None:
 
 def test_a_request_is_decided_by_the_file(tmp_path: Path) -> None:
     config = learned(tmp_path / "scorer.safetensors", answered=False, threshold=0.5)
-    before, after, serving = judges(config)
+    judging = judges(config)
 
     async def work() -> list[str]:
-        async with live(tmp_path, threshold=serving.threshold) as here:
-            here.service.before, here.service.after = before, after
+        async with live(tmp_path, threshold=judging.config.threshold) as here:
+            here.service.before, here.service.after = judging.before, judging.after
             answers = [
                 await here.ask(f"about the {topic}", model="consort/route") for topic in ("rain", "theorem")
             ]

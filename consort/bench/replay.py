@@ -1,0 +1,181 @@
+"""A ledger under another policy: what the same requests would have cost, taken and been worth.
+
+Exact where the ledger knows: who would have answered follows from a stored score, what an answer took from
+its call or its label. What the ledger does not know of a request is drawn from what it knows of others, and
+the figure says so, with an interval over draws. Quality is read off the labels alone, with an interval that
+holds for any number of them. Assumes that models answer as they did, and that their pace does not depend on
+who else is asked. Requests that asked for a model by name, failed, or could not be decided stay as they were.
+Speculation is a strategy to replay from (the answer is the cloud's own), not one to replay to: how soon its
+drafts would have been accepted is in no ledger. Nor are the tokens of deferral and mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consort.bench.intervals import Figure, mean_by_betting
+from consort.bench.replay_cases import SHADOW_HINT, Case, Known, Policy, Side, Strategy
+from consort.errors import DataError
+from consort.gateway.history import DAY_S, History
+from consort.gateway.labels import Label
+from consort.gateway.ledger import Row
+from consort.inference.calibration import ALWAYS, NEVER, Calibration, Trial, calibrate
+from consort.inference.goals import Goal
+
+Array: TypeAlias = NDArray[np.float64]
+DRAWS = 200
+GRID = 201  # thresholds that are tried for a goal
+DAYS_A_MONTH = 30.44
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a policy makes of a ledger. `decided` of the requests were decided anew; of the others stays what
+    was. `guessed`: how many lacked what, and took it from others."""
+
+    requests: int
+    decided: int
+    edge_share: Figure
+    money: Figure
+    p50_s: Figure
+    p95_s: Figure
+    quality: Figure | None
+    labels: int
+    guessed: Mapping[str, int]
+
+
+def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
+    """The ledger under `policy`. DataError where it lacks what the policy needs."""
+    if not history.rows:
+        raise DataError("no request in this ledger", hint="serve some, or give more --days")
+    known = Known(history, policy)
+    cases = [known.case(row) for row in history.rows]
+    groups: dict[object, list[int]] = {}
+    for index, case in enumerate(cases):
+        if case.draw is not None:
+            groups.setdefault(case.draw, []).append(index)
+    draws = _draws(known, cases, groups, np.random.default_rng(seed))
+    edge_share, money, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
+    graded = [
+        (case.at_edge, label.small_score, 1 / label.chance)
+        for row, case in zip(history.rows, cases, strict=True)
+        if (label := known.labels.get(row.id)) and _is_graded(row, case, label)
+    ]
+    return Replayed(
+        requests=len(cases),
+        decided=sum(case.was_decided for case in cases),
+        edge_share=edge_share,
+        money=money,
+        p50_s=p50_s,
+        p95_s=p95_s,
+        # an answer that edge and cloud wrote together may be worth anything
+        quality=None if any(case.is_shared for case in cases) else _quality(graded, edge_share, seed=seed),
+        labels=len(graded),
+        guessed=_guessed(groups),
+    )
+
+
+def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *, seed: int) -> Figure | None:
+    """Agreement with the cloud over all requests: the cloud's own agree, of the edge's the labels tell.
+    Where the edge's share is known, only its own answers are left to be estimated. Requests that are never
+    drawn for a label (private, with tools) are taken to be like the others."""
+    at_edge, scores, weights = np.array(graded or np.empty((0, 3))).T
+    if not edge_share.is_exact:
+        values = np.where(at_edge > 0, scores, 1.0)
+        return mean_by_betting(values, weights, seed=seed) if values.size else None
+    if edge_share.value == 0:
+        return Figure(1.0, 1.0, 1.0)
+    own = at_edge > 0
+    if not own.any():
+        return None
+    mean = mean_by_betting(scores[own], weights[own], seed=seed)
+    return Figure(*(1 - edge_share.value * (1 - end) for end in (mean.value, mean.low, mean.high)))
+
+
+def _draws(
+    known: Known, cases: Sequence[Case], groups: Mapping[object, list[int]], rng: np.random.Generator
+) -> Iterator[tuple[float, float, float, float]]:
+    """Share at the edge, money, p50 and p95 in seconds: once, or in draws where something must be drawn."""
+    base = np.array([(case.cost, case.seconds, float(case.at_edge)) for case in cases])
+    pools = {draw: _pool(known, draw) for draw in groups}
+    for _ in range(DRAWS if groups else 1):
+        values = base.copy()
+        for draw, indices in groups.items():
+            # others might have been known as well: what is drawn from is itself drawn
+            pool = pools[draw][rng.integers(len(pools[draw]), size=len(pools[draw]))]
+            values[indices] += pool[rng.integers(len(pool), size=len(indices))]
+        seconds = np.sort(values[:, 1])
+        yield (
+            float(values[:, 2].mean()),
+            math.fsum(values[:, 0]),
+            _quantile(seconds, 0.5),
+            _quantile(seconds, 0.95),
+        )
+
+
+def _guessed(groups: Mapping[object, list[int]]) -> dict[str, int]:
+    words = {"small": "an answer of the edge", "large": "an answer of the cloud"}
+    guessed: dict[str, int] = {}
+    for draw, indices in groups.items():
+        word = words.get(str(draw), "a score")
+        guessed[word] = guessed.get(word, 0) + len(indices)
+    return guessed
+
+
+def _pool(known: Known, draw: Any) -> Array:
+    if not isinstance(draw, str):
+        return np.array(known.donors(*draw))
+    side: Side = "small" if draw == "small" else "large"
+    pool = known.pool(side)
+    if not pool:
+        who = "edge" if side == "small" else "cloud"
+        raise DataError(f"no answer of the {who} is in this ledger to judge by", hint=SHADOW_HINT)
+    return np.array([(cost, seconds, 0.0) for cost, seconds in pool])
+
+
+def _is_graded(row: Row, case: Case, label: Label) -> bool:
+    """Whether the label tells what the request's answer would have been worth."""
+    if case.was_decided or not case.at_edge:
+        return not isinstance(case.draw, tuple)
+    return {author for author, _ in row.spans} == {label.small}  # another device's answer was not graded
+
+
+def _quantile(ordered: Array, share: float) -> float:
+    return float(ordered[min(ordered.size - 1, int(share * ordered.size))])
+
+
+def threshold_for(
+    history: History,
+    policy: Policy,
+    strategy: Strategy,
+    goals: Sequence[Goal],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Calibration:
+    """The threshold of `strategy` that keeps the goals, found on the labels alone."""
+    known = Known(history, policy)
+    rows = []
+    for label in known.labels.values():
+        score = known.score(label, strategy)
+        if score is not None and label.small_call and label.large_call:
+            small, large = known.label_call(label, "small"), known.label_call(label, "large")
+            rows.append((score, label.small_score, label.large_score, *small, *large))
+    if not rows:
+        raise DataError("no label in this ledger, so no goal can be tested", hint=SHADOW_HINT)
+    score, small, large, small_cost, small_s, large_cost, large_s = np.array(rows).T
+    days = (history.rows[-1].at - history.rows[0].at) / DAY_S
+    return calibrate(
+        Trial(score, small, large, strategy == "cascade", small_cost, large_cost, small_s, large_s),
+        goals,
+        np.append(np.linspace(NEVER, 1.0, GRID), ALWAYS),  # fixed before these labels are seen
+        confidence=confidence,
+        requests_per_month=len(history.rows) / days * DAYS_A_MONTH if days else None,
+        seed=seed,
+    )

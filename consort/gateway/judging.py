@@ -1,0 +1,96 @@
+"""Who judges at this endpoint: the scorers of the configuration, their alarm, what they need of the edge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from consort.config_serve import ServeConfig
+from consort.errors import ConfigError, ModelError
+from consort.gateway.watch import AFTER, BEFORE, Watch
+from consort.inference.baselines import brevity, confidence
+from consort.inference.drift import DriftAlarm
+from consort.inference.proxy import proxy_agreement
+from consort.inference.scorers import gain_scorer, proxy_scorer
+from consort.types import LM, Scorer, TokenLM
+
+SCORING_ANSWERS = frozenset({"cascade", "cache", "auto"})  # strategies that judge what the edge has written
+CONFIDENCE, PROXY = "confidence", "proxy"  # the scorers that need no file
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """The scorers before and after the edge's answer, and the configuration with their threshold. `name`: a
+    file's hash, or the word above. `watch` is None where there is no calibration to compare with."""
+
+    before: Scorer
+    after: Scorer
+    config: ServeConfig
+    name: str = CONFIDENCE
+    needs_logprobs: bool = True
+    watch: Watch | None = None
+
+
+def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
+    """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself, or confidence.
+    ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    if not config.scorer:
+        if proxy is None:
+            return Judges(brevity, confidence, config)
+        after = proxy_scorer(proxy_agreement(proxy, own_answer=False))
+        return Judges(brevity, after, config, PROXY, needs_logprobs=False)
+    from consort.inference.gain_file import load_scorer
+
+    path = Path(config.scorer)
+    try:
+        stored = load_scorer(path)
+    except ModelError as error:
+        raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
+    model = stored.model
+    if "agreement" in model.groups:
+        what = f"{config.scorer} was learned with agreement, which is not heard here"
+        raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
+    if "proxy" in model.groups and proxy is None:
+        what = f"{config.scorer} was learned with the proxy, and none is served"
+        raise ConfigError(what, where="serve.scorer", hint="name one under [serve.proxy]")
+    if model.needs_answer and config.strategy == "route":
+        what = f"{config.scorer} judges answers, and route decides before there is one"
+        hint = 'set strategy = "cascade", or calibrate with --when before'
+        raise ConfigError(what, where="serve.scorer", hint=hint)
+    scorer = gain_scorer(model, proxy_agreement=None if proxy is None else proxy_agreement(proxy))
+    if stored.calibration is not None:
+        config = replace(config, threshold=stored.calibration.threshold)
+    watch = None
+    if config.drift_alarm_rate and stored.scores.size:
+        alarm = DriftAlarm(stored.scores.tolist(), alarm_rate=config.drift_alarm_rate)
+        watch = Watch(alarm, AFTER if model.needs_answer else AFTER | BEFORE)
+    return Judges(
+        brevity if model.needs_answer else scorer,
+        scorer,
+        config,
+        scorer_name(path),
+        "confidence" in model.groups,
+        watch,
+    )
+
+
+def scorer_name(path: Path) -> str:
+    """How a scorer's values are told from another's in the ledger."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def unscored(strategy: str, edges: Sequence[LM], *, needs_logprobs: bool) -> str:
+    """Why a strategy cannot judge the edge's answers here; empty where it can."""
+    if strategy not in SCORING_ANSWERS or not needs_logprobs or not edges:
+        return ""
+    if "logprobs" in edges[0].capabilities:
+        return ""
+    return f"{strategy} judges answers by their log-probabilities, which {edges[0].name} does not give"
+
+
+UNSCORED_HINT = (
+    "serve an edge model that gives them; or set serve.scorer to one that does without, learned by "
+    "`consort calibrate`; or choose route, vote, edge or cloud"
+)

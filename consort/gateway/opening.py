@@ -1,0 +1,133 @@
+"""From a configuration to a service: judges chosen, models loaded, ledger opened. Does not listen."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from consort.config import Config
+from consort.config_serve import ServeConfig
+from consort.errors import ConfigError, DataError
+from consort.gateway.deferring import deferral_of, sessions_of
+from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
+from consort.gateway.keys import Door, read_keys
+from consort.gateway.ledger import Ledger
+from consort.gateway.loading import load_guides, load_lm, load_proxy, served
+from consort.gateway.service import Service
+from consort.gateway.shadow import Shadow
+from consort.gateway.strategies import STRATEGIES
+from consort.gateway.verifier import Pool
+from consort.inference.cache import OFF
+from consort.inference.cache_measured import load_likeness
+from consort.inference.mixing_weights import load_weights
+from consort.inference.mixture import Guides
+from consort.inference.reading import token_lm
+from consort.problems import nearest
+from consort.types import LM, DraftedLM
+
+KEYS_FILE = "keys.json"
+
+
+def open_service(config: Config) -> Service:
+    """Load the models, open the ledger, read the keys. ConfigError where `serve.strategy` cannot answer."""
+    edges, cloud = served(config)
+    if config.serve.strategy not in STRATEGIES:
+        what = f'no strategy "{config.serve.strategy}"'
+        hint = nearest(config.serve.strategy, list(STRATEGIES))
+        raise ConfigError(what, where="serve.strategy", hint=hint)
+    # 1) who judges, before anything large is loaded but the proxy that may
+    proxy = load_proxy(config)
+    judging = _judging(config.serve, proxy)
+    serving, alike = judging.config, _measured_likeness(config.serve)
+    mixing = load_weights(Path(config.serve.mix_weights)) if config.serve.mix_weights else None
+    if serving.redact:
+        import consort.inference.redaction  # noqa: F401 - read now, not during the first request
+    # 2) the models, and whether they can do what is asked of them
+    sessions = sessions_of(config.serve, edges, cloud)
+    reading = (*edges[:1], cloud)  # who writes token by token with another
+    models = [
+        load_lm(model, config.runtime, sessions=sessions if model in reading else 0)
+        for model in (*edges, *((cloud,) if cloud.model else ()))
+    ]
+    guides = load_guides(config, proxy)
+    at_edge, in_cloud = tuple(models[: len(edges)]), models[-1] if cloud.model else None
+    _check_strategy(judging, at_edge, in_cloud, guides)
+    deferral = deferral_of(config.serve, models, has_cloud=in_cloud is not None, sessions=sessions)
+    # 3) the folder
+    folder = Path(config.serve.state)
+    ledger = Ledger(folder)
+    month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+    required = bool(read_keys(folder / KEYS_FILE)) or not is_loopback(config.serve.host)
+    service = Service(
+        serving,
+        edges=at_edge,
+        cloud=in_cloud,
+        door=Door(folder / KEYS_FILE, required=required, spent=ledger.spent_since(month)),
+        ledger=ledger,
+        prices={model.name: model for model in (*edges, cloud)},
+        before=judging.before,
+        after=judging.after,
+        needs_logprobs=judging.needs_logprobs,
+        alike=alike,
+        shadow=_shadow(serving, ledger, judging.name, ledger.shadowed_since(month)),
+        watch=judging.watch,
+        proxy=proxy,
+        guides=guides,
+        mixing=mixing,
+        deferral=deferral,
+        started_s=time.time(),
+    )
+    if serving.role == "cloud":
+        service.pool = Pool(service, cast("DraftedLM", service.cloud), room=cloud.answers)
+    return service
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _judging(config: ServeConfig, proxy: LM | None) -> Judges:
+    # the bundled one only drafts: what it thinks of answers was not calibrated
+    judge = token_lm(proxy, where="serve.proxy") if proxy is not None and config.proxy.model else None
+    judging = judges(config, judge)
+    if config.role == "cloud":
+        judging = replace(judging, config=replace(judging.config, strategy="cloud"))
+    return judging
+
+
+def _measured_likeness(config: ServeConfig) -> float:
+    """From which likeness on the cache takes another question's answer: only what was measured counts."""
+    if not config.alike:
+        return OFF
+    try:
+        return load_likeness(Path(config.alike)).threshold
+    except DataError as error:
+        raise ConfigError(f"{config.alike}: {error.what}", where="serve.alike", hint=error.hint) from error
+
+
+def _check_strategy(judging: Judges, edges: tuple[LM, ...], cloud: LM | None, guides: Guides | None) -> None:
+    """ConfigError where every request would be refused. Of defer, `deferral_of` says it."""
+    strategy, where = judging.config.strategy, "serve.strategy"
+    if why := unscored(strategy, edges, needs_logprobs=judging.needs_logprobs):
+        raise ConfigError(why, where=where, hint=UNSCORED_HINT)
+    if strategy == "speculate" and (cloud is None or "drafts" not in cloud.capabilities):
+        what = "speculate drafts for a cloud model that takes drafts, and none is served"
+        hint = "set drafted = true under [serve.cloud], before a `consort serve --role cloud`"
+        raise ConfigError(what, where=where, hint=hint)
+    if strategy == "mix" and guides is None:
+        hint = "name the proxy and its adapter under [serve.proxy]"
+        raise ConfigError("no tuned proxy is served, by which mix steers", where=where, hint=hint)
+
+
+def _shadow(config: ServeConfig, ledger: Ledger, scorer: str, spent: float) -> Shadow | None:
+    if not config.shadow_share:
+        return None
+    return Shadow(config.shadow_share, config.shadow_budget, ledger, scorer, spent)
