@@ -47,8 +47,9 @@ class ServeConfig:
     alike: str = (
         ""  # cache: a file of `consort calibrate --cache`: alike questions count as the same within it
     )
-    mix_kind: MixKind = "tuned"  # mix: llm + a (tuned proxy - its base); or a product, a mean, a contrast
-    mix_weight: float = 1.0  # mix: the a above
+    # mix: (1 - a) llm + a proxy, in probabilities; or a product, or llm + a (proxy - its base), or a contrast
+    mix_kind: MixKind = "mean"
+    mix_weight: float = 0.7  # mix: the a above
     mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
     mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
     mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"

@@ -224,7 +224,8 @@ class TokenLM(LM, Protocol):
 @dataclass(frozen=True, slots=True)
 class Written:
     """Tokens that an answer goes on with, in one piece because one pass of the model gave them. The last
-    piece carries the `finish_reason`; the token that ends an answer is not among the ids."""
+    piece carries the `finish_reason`; the token that ends an answer is not among the ids. An empty piece
+    before says that the drafts so far are forgotten."""
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None

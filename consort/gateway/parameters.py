@@ -27,8 +27,8 @@ class Parameters:
     optimistic: bool = False
     share: float = 0.5
     alike: float = OFF  # never below the measured one
-    mix_kind: str = "tuned"
-    mix_weight: float = 1.0
+    mix_kind: str = "mean"
+    mix_weight: float = 0.7
     mix_schedule: str = "fixed"
     mix_half_life: float = 16.0
     stall_s: float = 5.0

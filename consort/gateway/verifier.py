@@ -112,9 +112,8 @@ class Pool:
 
     def _make_room(self) -> None:
         for name, held in list(self.answerings.items()):
-            if held.listeners == 0 and (
-                held.ended or time.monotonic() - held.began_s > PARKED_S or len(self.answerings) >= self._room
-            ):
+            old = time.monotonic() - held.began_s > PARKED_S
+            if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
                 del self.answerings[name]
                 if held.task is not None:
                     held.task.cancel()
@@ -255,12 +254,16 @@ class _Connection:
                 await answering.news.wait()
 
     def _draft(self, number: int, data: bytes) -> None:
-        """A draft for an answer that may have ended meanwhile."""
+        """A draft for an answer that may have ended meanwhile. One that cannot be read is no worse than none:
+        the answer goes on."""
         answering = self._answerings.get(number)
         if answering is None:
             return
-        begins, draft = unpack_draft(data, self._pool.bits, written=len(answering.answer))
         answering.drafts += 1
+        try:
+            begins, draft = unpack_draft(data, self._pool.bits, written=len(answering.answer))
+        except RequestError:
+            return
         if begins >= 0:
             answering.writing.draft(begins, draft)
 

@@ -1,39 +1,62 @@
 """When drafts pay, and how far they should go: measured, not assumed.
 
-The verifier never waits for a draft, so an answer takes `plain_s` a token without drafts and `drafted_s` with
-them; both are measured as answers go, and drafting stops where it does not pay (the off-switch). How far a
-draft goes follows from two times: a piece is drafted in half a pass of the verifier, so that it is there when
-the next pass begins; and from the drafter's own certainty: a path is followed as long as its chance is above
-`least`, so that sure drafts are long and thin, doubtful ones short and wide. `spread`, which turns the
-drafter's scores into chances, is corrected until predicted and measured acceptance agree.
+The verifier never waits for a draft, so an answer takes so long a token without drafts (`plain`) and so long
+with them (`drafted`); both are measured as answers go, and drafting stops where it does not pay (the
+off-switch). How far a draft goes follows from two times: a first piece is drafted in half a pass of the
+verifier, so that it is there when the next pass begins; a further one, less urgent, in a whole pass. And it
+follows from the drafter's own certainty: a path is followed as long as its chance is above `least`, so that
+sure drafts are long and thin, doubtful ones short and wide. `spread`, which turns the drafter's scores into
+chances, is corrected until predicted and measured acceptance agree.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from consort.types import DraftShape
 
 MEMORY = 0.1  # weight of the newest measurement
-TRIAL_TOKENS = 8  # without drafts at first, and with them before it is judged whether they pay
-WORTH = 0.99  # drafted_s must be below this share of plain_s
-PAUSE_ANSWERS = 16  # without drafts after they did not pay, then another attempt
-DEEPEST, WIDEST = 8, 3
-LEAST = 0.08  # a node costs the verifier and the link about a twelfth of what a token saves
+WINDOW_TOKENS = 64  # over which a token's time is averaged
+TRIAL_TOKENS = 8  # without drafts at first
+JUDGED_TOKENS = 48  # with them before it is judged whether they pay: the first ones come late
+WORTH = 0.98  # drafted_s must be below this share of plain_s
+LONGEST_PAUSE = 16  # answers without drafts after they did not pay, then another attempt
+FIRST, DEEPEST, WIDEST = 4, 8, 3
+LEAST = 0.04  # a node costs the verifier and the link about as much of what a token saves
+
+
+@dataclass(slots=True)
+class Rate:
+    """Seconds a token, of late."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """So many tokens took so long."""
+        kept = (1 - 1 / WINDOW_TOKENS) ** tokens
+        self.seconds = kept * self.seconds + seconds
+        self.tokens = kept * self.tokens + tokens
+
+    @property
+    def token_s(self) -> float | None:
+        """None where nothing was measured."""
+        return self.seconds / self.tokens if self.tokens else None
 
 
 @dataclass(slots=True)
 class Pace:
     """What was measured between one drafter and one verifier; lives as long as they do."""
 
-    plain_s: float | None = None  # a token, without drafts
-    drafted_s: float | None = None  # a token, with drafts
+    plain: Rate = field(default_factory=Rate)  # without drafts
+    drafted: Rate = field(default_factory=Rate)  # while there is drafting, also where it foresaw nothing
     step_s: float | None = None  # between two pieces of an answer: a pass of the verifier
     level_s: float | None = None  # of the drafter
     acceptance: float = 0.8  # of a drafted token whose predecessors were right
     spread: float = 0.7
     paused: int = 0  # answers yet to come without drafts
+    next_pause: int = 1  # twice as long each time, until drafts pay again: one answer may be a bad one
     plain_tokens: int = 0
     drafted_tokens: int = 0
 
@@ -42,6 +65,8 @@ class Pace:
         if self.paused:
             self.paused -= 1
             return False
+        if self.drafted_tokens >= JUDGED_TOKENS and self.pays():
+            self.next_pause = 1
         return True
 
     def is_trial(self) -> bool:
@@ -50,38 +75,39 @@ class Pace:
 
     def pays(self) -> bool:
         """Whether drafts make tokens come sooner, as far as is known."""
-        if self.plain_s is None or self.drafted_s is None or self.drafted_tokens < TRIAL_TOKENS:
+        plain_s, drafted_s = self.plain.token_s, self.drafted.token_s
+        if plain_s is None or drafted_s is None:
             return True
-        return self.drafted_s < WORTH * self.plain_s
+        if self.plain_tokens < TRIAL_TOKENS or self.drafted_tokens < JUDGED_TOKENS:
+            return True
+        return drafted_s < WORTH * plain_s
 
     def gave_up(self) -> None:
         """Drafts did not pay: pause, and forget how slow they were, to give the next attempt its chance."""
-        self.paused, self.drafted_s, self.drafted_tokens = PAUSE_ANSWERS, None, 0
+        self.paused, self.next_pause = self.next_pause, min(LONGEST_PAUSE, 2 * self.next_pause)
+        self.drafted, self.drafted_tokens = Rate(), 0
 
-    def shape(self, width: int = WIDEST) -> DraftShape:
-        """How far the next draft goes."""
-        depth = 4
+    def shape(self, *, ahead: bool = False) -> DraftShape:
+        """How far the next draft goes, which may continue one that the verifier does not know yet."""
+        depth = DEEPEST if ahead else FIRST
         if self.step_s and self.level_s:
-            depth = min(DEEPEST, max(2, round(self.step_s / (2 * self.level_s))))
-        return DraftShape(depth=depth, width=width, least=LEAST, spread=self.spread)
+            depth = min(depth, max(2, round(self.step_s / (self.level_s * (1 if ahead else 2)))))
+        return DraftShape(depth=depth, width=WIDEST, least=LEAST, spread=self.spread)
 
-    def drafted(self, levels: int, seconds: float) -> None:
+    def levels(self, levels: int, seconds: float) -> None:
         """A draft of so many levels took so long."""
         self.level_s = _averaged(self.level_s, seconds / max(1, levels))
 
-    def came(self, tokens: int, seconds: float, *, drafted: bool) -> None:
-        """A piece of so many tokens came so long after the one before."""
+    def came(self, tokens: int, seconds: float, *, foreseen: bool, drafting: bool) -> None:
+        """A piece of so many tokens came so long after the one before; whether there was a draft of it, and
+        whether drafts were wanted."""
         self.step_s = _averaged(self.step_s, seconds)
-        # a token's time is the ratio of averages, not the average of ratios: weigh by tokens
-        for _ in range(tokens):
-            if drafted:
-                self.drafted_s = _averaged(self.drafted_s, seconds / tokens)
-            else:
-                self.plain_s = _averaged(self.plain_s, seconds / tokens)
-        if drafted:
-            self.drafted_tokens += tokens
-        else:
+        if not foreseen and tokens == 1:  # several were foreseen, if not by what is pending now
+            self.plain.add(tokens, seconds)
             self.plain_tokens += tokens
+        if drafting:
+            self.drafted.add(tokens, seconds)
+            self.drafted_tokens += tokens
 
     def judged(self, chance: float, right: bool) -> None:
         """A drafted token that was thought to have this chance was right, or not."""

@@ -101,6 +101,7 @@ class _Run:
     drafted: int = 0
     accepted: int = 0
     pieces: int = 0
+    resumed: int = 0
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The answer, each piece by who foresaw it."""
@@ -111,10 +112,14 @@ class _Run:
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
         before_s = time.monotonic()
         async for written in self.writing.written():
-            now_s, had_draft = time.monotonic(), bool(self.pending.ids)
+            now_s = time.monotonic()
             if self.pieces and written.ids:  # the first came after the prompt was read
-                self.pace.came(len(written.ids), now_s - before_s, drafted=had_draft)
+                drafting = not (self.off or self.pace.is_trial())
+                foreseen = bool(self.pending.ids)
+                self.pace.came(len(written.ids), now_s - before_s, foreseen=foreseen, drafting=drafting)
             before_s, self.pieces = now_s, self.pieces + 1
+            if not written.ids and written.finish_reason is None:
+                self._forget()
             authors, struck = self._take(written.ids)
             shown = [
                 (text.write(token)[0], author) for token, author in zip(written.ids, authors, strict=True)
@@ -134,7 +139,9 @@ class _Run:
         """Stop drafting and writing, whatever the end."""
         if self.task is not None:
             self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
+            (ended,) = await asyncio.gather(self.task, return_exceptions=True)
+            if isinstance(ended, Exception):  # of the drafter's code: not to be hidden by a whole answer
+                self.off = f"the drafter failed: {type(ended).__name__}"
         if self.drafting is not None:
             self.drafting.close()
         await self.writing.close()
@@ -143,8 +150,8 @@ class _Run:
         """For the receipt: what was drafted, and by what measurements it was decided."""
         pace, shape = self.pace, self.pace.shape()
         measured = {
-            "plain_ms": pace.plain_s,
-            "drafted_ms": pace.drafted_s,
+            "plain_ms": pace.plain.token_s,
+            "drafted_ms": pace.drafted.token_s,
             "step_ms": pace.step_s,
             "level_ms": pace.level_s,
             "rtt_ms": self.writing.rtt_s,
@@ -158,6 +165,7 @@ class _Run:
             "passes": self.pieces,
             "drafted": self.drafted,
             "accepted": self.accepted,
+            "resumed": self.resumed,
             "acceptance": round(pace.acceptance, 3),
             "depth": shape.depth,
             "width": shape.width,
@@ -185,6 +193,13 @@ class _Run:
         self.news.set()
         return authors, struck
 
+    def _forget(self) -> None:
+        """The verifier knows of no drafts: draft anew."""
+        self.pending = NOTHING
+        self.resumed += 1
+        self._go_another_way()
+        self.news.set()
+
     def _go_another_way(self) -> None:
         """The answer left the path that is drafted on: perhaps along a branch, perhaps not."""
         self.chances = [self.pace.acceptance] * len(first_path(self.pending))
@@ -196,7 +211,7 @@ class _Run:
         try:
             self.drafting = await self.drafter.open(self.request)
             while not self.off:
-                shape, chance = self.pace.shape(), math.prod(self.chances)
+                shape, chance = self.pace.shape(ahead=bool(self.chances)), math.prod(self.chances)
                 if self.pace.is_trial() or chance <= shape.least or not await self._draft_on(shape, chance):
                     self.news.clear()
                     await self.news.wait()
@@ -212,7 +227,7 @@ class _Run:
         took_s = time.monotonic() - began_s
         if not draft.ids or not is_sound(draft, self.vocabulary.size):
             return False
-        self.pace.drafted(1 + max(depths(draft.parents)), took_s)
+        self.pace.levels(1 + max(depths(draft.parents)), took_s)
         held = self.pending
         self.pending = joined(held, self.answer, len(believed), draft)
         if self.pending is held:  # the answer went another way meanwhile

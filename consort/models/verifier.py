@@ -35,10 +35,11 @@ from consort.models.frames import (
 from consort.models.remote import Endpoint, Remote
 from consort.types import Draft, Request, TopK, Writing, Written
 
-RESUME_S = 0.3  # a broken connection is tried again for so long; then the edge goes on (`takeover`)
+# After the last word: a person waits half a second at most until the edge goes on (`takeover`).
+RESUME_S = 0.4  # until then a broken connection is opened again
 PAUSE_S = 0.05  # between two attempts
-PING_S = 0.15  # without a word, then the other end is asked whether it is there
-SILENT_S = 0.4  # without an answer to that, or four round trips, and the connection counts as broken
+PING_S = 0.1  # without a word, then the other end is asked whether it is there
+SILENT_S = 0.25  # without an answer to that, or two and a half round trips: the connection counts as broken
 
 
 class Verifier(Remote):
@@ -58,7 +59,7 @@ class Verifier(Remote):
     async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
         """Begin to answer, or go on after an answer's first tokens."""
         writing = RemoteWriting(self, request, list(after))
-        await writing.begin()
+        await writing.ask()
         return writing
 
     def open(self, request: Request) -> tuple[RemoteSession, TopK]:
@@ -191,7 +192,7 @@ class _Link:
 
     def listen(self) -> None:
         """Nothing was heard for a while: ask, and break off where nobody answers."""
-        if time.monotonic() - self.heard_s > max(SILENT_S, 4 * self.rtt_s):
+        if time.monotonic() - self.heard_s > max(SILENT_S, 2.5 * self.rtt_s):
             self._break()
         else:
             self.ping()
@@ -215,7 +216,8 @@ class _Link:
 
 
 class RemoteWriting:
-    """An answer that the cloud writes (`types.Writing`)."""
+    """An answer that the cloud writes (`types.Writing`). Drafts may follow the question at once: only
+    `written` hears whether it was taken, and raises what the cloud refused it with."""
 
     def __init__(self, verifier: Verifier, request: Request, after: list[int]) -> None:
         self._verifier, self._request = verifier, request
@@ -224,6 +226,7 @@ class RemoteWriting:
         self._link: _Link | None = None
         self._number = 0
         self._heard: asyncio.Queue[Payload | UpstreamError] = asyncio.Queue()
+        self._taken = False
         self._bits = 0
         self.prompt_tokens = 0
         self.sent_bytes = self.received_bytes = self.draft_bytes = 0
@@ -234,8 +237,10 @@ class RemoteWriting:
         """To the cloud and back, when it was last measured."""
         return self._link.rtt_s if self._link is not None else 0.0
 
-    async def begin(self) -> None:
+    async def ask(self) -> None:
         """Open the session, after what is known of the answer."""
+        await self.close()  # an attempt before, if its connection stands
+        self._taken = False
         self._link = link = await self._verifier.link()
         self._bits = token_bits(self._verifier.tokenizer.size)
         self._number, self._heard = link.session()
@@ -249,18 +254,24 @@ class RemoteWriting:
             opening["session"] = self._token
         self.sent_bytes += link.say(self._number, opening)
         link.ping()
+
+    async def _hear_taken(self) -> None:
         opened = await self._next()
         if not isinstance(opened, Mapping) or "session" not in opened:
             raise self._failed("opened no session")
         self._token, self.prompt_tokens = str(opened["session"]), int(opened["prompt_tokens"])
+        self._taken = True
 
     async def written(self) -> AsyncIterator[Written]:
         """The answer's tokens as they arrive; goes on after a broken connection."""
         while True:
             try:
+                if not self._taken:
+                    await self._hear_taken()
                 payload = await self._next()
             except _BrokenError:
                 await self._resume()
+                yield Written(())  # what was drafted may not have arrived
                 continue
             if isinstance(payload, int):
                 ids = [payload]
@@ -307,15 +318,17 @@ class RemoteWriting:
 
     async def _resume(self) -> None:
         """Open the session again, until it is too late."""
-        until_s = time.monotonic() + self._verifier.resume_s
+        assert self._link is not None
+        until_s = self._link.heard_s + self._verifier.resume_s
         self.resumed += 1
         while True:
             try:
                 async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
-                    await self.begin()
+                    await self.ask()
+                    await self._hear_taken()
                 return
             except (UpstreamError, TimeoutError):
-                if time.monotonic() > until_s:
+                if time.monotonic() + PAUSE_S > until_s:
                     raise self._failed("cannot be reached again") from None
                 await asyncio.sleep(PAUSE_S)
 

@@ -207,7 +207,7 @@ def test_a_full_pool_refuses_and_parked_answers_make_room(tmp_path):
             long = replace(ASKED, max_tokens=100)
             first, second = await verifier.write(long), await verifier.write(long)
             with pytest.raises(UpstreamError, match="sessions are taken"):
-                await verifier.write(long)
+                await tokens(await verifier.write(long))
             await (await verifier.link()).close()
             await asyncio.sleep(0.05)
             third = await verifier.write(long)

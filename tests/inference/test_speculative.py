@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from consort.errors import ModelError, RequestError
-from consort.inference.pace import PAUSE_ANSWERS, TRIAL_TOKENS, Pace
+from consort.inference.pace import JUDGED_TOKENS, LONGEST_PAUSE, TRIAL_TOKENS, Pace, Rate
 from consort.inference.prompt_lookup import PromptLookup, following
 from consort.inference.speculative import speculate
 from consort.models.decoding.drafters import ModelDrafter
@@ -86,7 +86,7 @@ def text(chunks: Sequence[Chunk]) -> str:
 
 def eager() -> Pace:
     """Drafts from the first token on, and never gives up."""
-    return Pace(plain_s=1e9, plain_tokens=TRIAL_TOKENS)
+    return Pace(plain=Rate(1e9, 1), plain_tokens=TRIAL_TOKENS)
 
 
 def check(cloud: LocalLM, drafter: Drafter, requests: Sequence[Request]) -> list[Note]:
@@ -194,17 +194,28 @@ def test_drafts_stop_where_they_do_not_pay_and_are_tried_again():
     pace = Pace()
     for _ in range(TRIAL_TOKENS):
         assert pace.is_trial()
-        pace.came(1, 0.010, drafted=False)
+        pace.came(1, 0.010, foreseen=False, drafting=False)
     assert not pace.is_trial()
-    for _ in range(40):
-        pace.came(1, 0.012, drafted=True)
-    assert not pace.pays()
-    pace.gave_up()
-    assert [pace.begins() for _ in range(PAUSE_ANSWERS)] == [False] * PAUSE_ANSWERS
-    assert pace.begins()
-    for _ in range(20):
-        pace.came(3, 0.012, drafted=True)
+    for pause in (1, 2, 4, 8, LONGEST_PAUSE, LONGEST_PAUSE):
+        assert pace.pays()  # until it is known
+        for _ in range(JUDGED_TOKENS):
+            pace.came(1, 0.012, foreseen=True, drafting=True)
+        assert not pace.pays()
+        pace.gave_up()
+        assert [pace.begins() for _ in range(pause)] == [False] * pause
+        assert pace.begins()
+    for _ in range(JUDGED_TOKENS):
+        pace.came(3, 0.012, foreseen=True, drafting=True)
     assert pace.pays()
+    assert pace.begins()
+    assert pace.next_pause == 1
+
+
+def test_only_single_unforeseen_tokens_tell_how_fast_the_verifier_is_alone():
+    pace = Pace()
+    pace.came(1, 0.040, foreseen=False, drafting=True)
+    pace.came(4, 0.040, foreseen=False, drafting=True)
+    assert pace.plain.token_s == pytest.approx(0.040)
 
 
 def test_the_drafter_s_certainty_is_corrected_by_what_comes_of_it():

@@ -162,12 +162,19 @@ class Batch:
         """Read the last nodes of trees after rows that hold their place, which stay as they are: logits
         [nodes, V]."""
         order = sorted(range(len(rows)), key=lambda index: self.rows.index(rows[index]))
+        starts = [rows[index].filled for index in order]
+        is_tree = not all(map(is_chain, trees))
+        if not is_tree:  # a level of a chain is read as a text is, without a mask of its own
+            starts = [
+                start + len(trees[index]) - len(levels[index])
+                for start, index in zip(starts, order, strict=True)
+            ]
         logits_NV = self.network.read(
             [levels[index] for index in order],
             slots=[self.rows.index(rows[index]) for index in order],
-            starts=[rows[index].filled for index in order],
+            starts=starts,
             every=True,
-            trees=[trees[index] for index in order],
+            trees=[trees[index] for index in order] if is_tree else None,
         )
         return self._apart(logits_NV[:, : self.vocabulary.size], order, levels)
 

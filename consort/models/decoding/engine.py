@@ -153,8 +153,10 @@ class Engine:
 
     def _run(self) -> None:
         self._enter_thread()
-        while self._obey():
+        while True:
             try:
+                if not self._obey():
+                    return
                 self._step()
             except Exception as error:
                 # whatever a module raises: nobody may wait for ever, and the next request may work
@@ -251,8 +253,10 @@ class Engine:
             if not logits.done():
                 logits.set_exception(error)
         for extension in self._extensions:
-            extension.logits.set_exception(error)
+            if not extension.logits.done():
+                extension.logits.set_exception(error)
         for drafting in self._draftings:
-            drafting.done.set_exception(error)
+            if not drafting.done.done():
+                drafting.done.set_exception(error)
         self._listeners, self._held, self._extensions, self._draftings = {}, {}, [], []
         self._waiting.clear()

@@ -8,6 +8,7 @@ the weights that the model had when it was opened.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
@@ -209,7 +210,7 @@ class LocalLM:
     def _deliver(self) -> None:
         """Wake each event loop once a step, not once a token."""
         for loop, news in self._news.items():
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # a loop that was closed: nobody hears any more
                 loop.call_soon_threadsafe(_put, news)
         self._news = {}
 
