@@ -44,8 +44,7 @@ class ServeConfig:
     threshold: float = 0.5  # the score from which on the edge's answer is given
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
-    # cache: a file of `consort calibrate --cache`: alike questions count as the same within it
-    alike: str = ""
+    alike: str = ""  # cache: a file of `consort calibrate --cache`: within it alike questions are the same
     # mix: (1 - a) llm + a proxy, in probabilities; or a product, or llm + a (proxy - its base), or a contrast
     mix_kind: MixKind = "mean"
     mix_weight: float = 0.7  # mix: the a above
