@@ -97,6 +97,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "port": Range(low=0, high=65535),
         "threshold": NOT_NEGATIVE,
         "share": Range(low=0, high=1),
+        "llm_share": Range(low=0, high=1),
         "drift_alarm_rate": Range(low=0, high=0.5),
         "shadow_share": Range(low=0, high=1),
         "shadow_budget": NOT_NEGATIVE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -40,8 +41,22 @@ async def cloud(
     lm = LocalLM(tiny(), answers=room, sessions=sessions, context_tokens=128)
     async with live(folder, edges=(), cloud=lm, room=room) as here:
         verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama"))
-        yield here, lm, verifier
-        await verifier.close()
+        try:
+            yield here, lm, verifier
+        finally:
+            await verifier.close()
+
+
+def _slow(lm: LocalLM) -> None:
+    """Ten milliseconds more a pass."""
+    network = lm._engine._batch.network
+    read = network.read
+
+    def slow_read(*rows: object, **more: object) -> object:
+        time.sleep(0.01)
+        return read(*rows, **more)  # type: ignore[arg-type]
+
+    network.read = slow_read  # type: ignore[method-assign]
 
 
 async def tokens(writing) -> list[int]:
@@ -112,6 +127,7 @@ def test_when_the_cloud_is_gone_the_edge_takes_over(tmp_path):
     async def work() -> None:
         notes: list[Note] = []
         async with cloud(tmp_path) as (here, lm, verifier):
+            _slow(lm)  # or the answer is there before the cloud is gone
             drafter = ModelDrafter(
                 LocalLM(tiny("gpt2"), answers=1, sessions=1, context_tokens=128), lm.tokenizer
             )
