@@ -8,6 +8,7 @@ first byte. Does not look into what it carries.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 import struct
@@ -92,7 +93,8 @@ class _Side(asyncio.Protocol):
         if data:
             self.transport.write(data)
         if ended:
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the other end has left already
+                self.transport.write_eof()
             self._has_written_end = True
             self._close_if_ended()
         if self._to_write:
