@@ -168,8 +168,9 @@ class _Link:
 
     async def close(self) -> None:
         """Close the connection, once what was said has left."""
-        while not self._outgoing.empty() and not self.broken:
-            await asyncio.sleep(0)
+        said = asyncio.create_task(self._outgoing.join())
+        await asyncio.wait({said, self._tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
+        said.cancel()
         self._break()
         await self._socket.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -178,6 +179,7 @@ class _Link:
         try:
             while True:
                 await self._socket.send_bytes(await self._outgoing.get())
+                self._outgoing.task_done()
         except (aiohttp.ClientError, OSError):
             self._break()
 
