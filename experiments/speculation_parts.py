@@ -25,6 +25,7 @@ import numpy as np
 from consort.bench.simulate import End, Link, Wire
 from consort.bench.suite import generate_suite
 from consort.config import RuntimeConfig
+from consort.errors import UpstreamError
 from consort.gateway.keys import LOCAL
 from consort.gateway.verifier import Pool, converse
 from consort.inference.pace import TRIAL_TOKENS, Pace, Rate
@@ -40,6 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("CONSORT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 STEP_S, LEVEL_S = 0.040, 0.004
 MASKED_FRAME_BYTES = 6  # a WebSocket header of 2 and a mask of 4; from the cloud there is no mask
+PATIENCE = 100  # attempts to connect
 
 
 def zoo_lm(name: str, *, answers: int = 1, sessions: int = 1) -> LocalLM:
@@ -213,7 +215,12 @@ async def over_wire(
     cloud = Cloud(lm, Wire(link, seed=seed, frame_bytes=MASKED_FRAME_BYTES), room=room)
     verifier = WireVerifier(cloud, lm, resume_s)
     try:
-        await verifier.connect()
+        for _ in range(PATIENCE):  # the link may be down just now
+            try:
+                await verifier.connect()
+                break
+            except UpstreamError:
+                await asyncio.sleep(0.05)
         yield verifier, cloud
     finally:
         await verifier.close()
