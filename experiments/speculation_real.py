@@ -196,13 +196,14 @@ async def count_bytes(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> d
 async def through_cuts(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> dict:
     """Answers over connections that break at any byte, against the cloud alone."""
     equal = resumed = tokens = 0
-    async with tapped(port) as (_, verifier):
+    async with tapped(port) as (_, whole):
         requests = [
             prompt.request(temperature=(0.0, 0.6, 1.0)[seed % 3], seed=seed, max_tokens=MAX_TOKENS)
             for seed, prompt in enumerate(prompts)
         ]
-        alone = [await streamed(verifier, request) for request in requests]
+        alone = [await streamed(whole, request) for request in requests]
     async with tapped(port, Random(0)) as (tap, verifier):
+        verifier.tokenizer = whole.tokenizer  # larger than what goes through between two cuts
         drafter = ModelDrafter(proxy, (await verified(verifier)).tokenizer)
         for request, one in zip(requests, alone, strict=True):
             other = await speculated(verifier, request, drafter, warm_pace())
