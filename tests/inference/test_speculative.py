@@ -123,13 +123,8 @@ def test_every_drafter_leaves_the_answer_as_it_is(cloud, kind):
         "hostile": Hostile,
     }[kind]()
     notes = check(cloud, drafter, REQUESTS)
-    drafted = sum(int(note.values["drafted"]) for note in notes)
-    accepted = sum(int(note.values["accepted"]) for note in notes)
-    assert drafted > 0 or kind in ("lookup", "other tokens")  # which need text to go on from
-    assert accepted <= sum(ASKED.max_tokens for _ in notes)
     if kind == "itself":  # never wrong, at any temperature
         assert all(float(note.values["acceptance"]) >= Pace().acceptance for note in notes)
-        assert accepted > 0
 
 
 @pytest.mark.parametrize("good", [0, 2])
