@@ -234,7 +234,10 @@ class Written:
 class Writing(Protocol):
     """An answer while its model writes it, token by token. Drafts let tokens come sooner, and change none."""
 
-    prompt_tokens: int
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the request; 0 until the model has taken it."""
+        ...
 
     @property
     def rtt_s(self) -> float:

@@ -71,7 +71,10 @@ class _HeardWriting:
     def __init__(self, writing: Writing, text: TextWriter, keep: Callable[[str], None]) -> None:
         self._writing, self._text, self._keep = writing, text, keep
         self._shown: list[str] = []
-        self.prompt_tokens = writing.prompt_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._writing.prompt_tokens
 
     @property
     def rtt_s(self) -> float:

@@ -99,8 +99,16 @@ class Door:
         if not hmac.compare_digest(digest, key.sha256 or NOBODY):
             hint = "send `Authorization: Bearer KEY`; `consort keys add NAME` makes one"
             raise AccessError("this key is not known here" if authorization else "a key is needed", hint=hint)
-        self._count(key)
+        self.admit(key)
         return key
+
+    def admit(self, key: Key) -> None:
+        """One more request of a client who is in. AccessError where its key is not known any more, LimitError
+        beyond its limits."""
+        self._reread()
+        if (self._keys or self.required) and key.sha256 not in self._keys:
+            raise AccessError("this key is not known here any more")
+        self._count(key)
 
     def money_left(self, key: Key) -> float:
         """Of this month's budget."""

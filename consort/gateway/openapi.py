@@ -45,6 +45,11 @@ def description() -> Schema:
             "/v1/models": _shown("Every model and strategy", JSON, _object(data=_some(_ref("Model")))),
             "/v1/models/{model}": _shown("One of them", JSON, _ref("Model"), "model"),
             "/api/tags": _shown("The same for Ollama's clients", JSON, _object(models=_some(ANY))),
+            "/v1/tokenizer": _shown(
+                "The vocabulary that drafts are written in, where sessions are served (`role = cloud`)",
+                JSON,
+                {"type": "object"},
+            ),
             "/metrics": _shown("Prometheus text", "text/plain", {"type": "string"}),
             "/overview": _shown("What the dashboard shows", JSON, {"type": "object"}),
             "/api/version": _open("For Ollama's clients", JSON, _object(version=_text())),

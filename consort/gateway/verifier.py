@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from consort.align import Vocabulary
 from consort.errors import ConsortError, DeadlineError, LimitError, RequestError
+from consort.gateway.caches import Caches
 from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
@@ -28,14 +29,13 @@ from consort.models.frames import (
     Payload,
     pack,
     pack_ids,
-    pack_rows,
     request_of,
     token_bits,
     unpack,
     unpack_draft,
     unpack_ids,
 )
-from consort.types import DraftedLM, FinishReason, Session, TokenLM, Writing
+from consort.types import DraftedLM, FinishReason, TokenLM, Writing
 
 PARKED_S = 30.0  # a session without a connection is kept for so long
 
@@ -67,7 +67,13 @@ class Answering:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     listeners: int = 0
+    parked_s: float = 0.0  # since when nobody listens
     drafts: int = 0
+
+    def leave(self) -> None:
+        """One listener less."""
+        self.listeners -= 1
+        self.parked_s = time.monotonic()
 
     @property
     def ended(self) -> bool:
@@ -86,13 +92,12 @@ class Pool:
 
     async def begin(self, said: Mapping[str, Any], key: Key) -> Answering:
         """A new answer, or the one that the message names. LimitError where there is no room."""
-        if str(said.get("vocabulary")) != self.vocabulary.sha256[:16]:
-            raise RequestError("the drafts are for another tokenizer", hint="ask for /v1/tokenizer again")
-        known = unpack_ids(said["after"], self.bits) if isinstance(said.get("after"), bytes) else []
+        known = self.known(said)
         held = self.answerings.get(str(said.get("session", "")))
         if held is not None and held.key == key and held.answer[: len(known)] == known:
             self.answerings.move_to_end(held.name)
             return held
+        self.service.door.admit(key)
         self._make_room()
         request = request_of(said.get("open"))
         writing = await self.lm.write(request, after=known)
@@ -103,6 +108,11 @@ class Pool:
         answering.task = asyncio.create_task(self._write(answering))
         return answering
 
+    def known(self, said: Mapping[str, Any]) -> list[int]:
+        """The answer's tokens that whoever asks has already."""
+        after = said.get("after")
+        return unpack_ids(after, self.bits) if isinstance(after, bytes) else []
+
     async def end(self, answering: Answering) -> None:
         """Nobody wants the answer any more."""
         self.answerings.pop(answering.name, None)
@@ -112,7 +122,7 @@ class Pool:
 
     def _make_room(self) -> None:
         for name, held in list(self.answerings.items()):
-            old = time.monotonic() - held.began_s > PARKED_S
+            old = time.monotonic() - held.parked_s > PARKED_S
             if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
                 del self.answerings[name]
                 if held.task is not None:
@@ -174,8 +184,9 @@ async def converse(socket: Socket, pool: Pool, key: Key) -> None:
     """One connection, to its end. Its answers are parked then, its caches freed."""
     connection = _Connection(socket, pool, key)
     try:
-        while (data := await socket.receive()) is not None:
-            await connection.hear(data)
+        with contextlib.suppress(OSError):  # the other end left while it was being answered
+            while (data := await socket.receive()) is not None:
+                await connection.hear(data)
     finally:
         await connection.leave()
 
@@ -185,7 +196,7 @@ class _Connection:
         self._socket, self._pool, self._key = socket, pool, key
         self._answerings: dict[int, Answering] = {}
         self._tellers: dict[int, asyncio.Task[None]] = {}
-        self._caches: dict[int, Session] = {}
+        self._caches = Caches(cast("TokenLM", pool.lm))
         self._working: set[asyncio.Task[None]] = set()
 
     async def hear(self, data: bytes) -> None:
@@ -206,9 +217,8 @@ class _Connection:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for answering in self._answerings.values():
-            answering.listeners -= 1
-        for cache in self._caches.values():
-            cache.close()
+            answering.leave()
+        self._caches.close()
 
     async def _obey(self, number: int, payload: Payload) -> None:
         if number == CONTROL:
@@ -217,20 +227,32 @@ class _Connection:
             await self._close(number)
         elif isinstance(payload, bytes):
             self._draft(number, payload)
-        elif isinstance(payload, Mapping) and "open" in payload:
-            await self._open(number, payload)
-        elif isinstance(payload, Mapping):
-            self._background(self._cache(number, payload), number)  # nobody's drafts wait for it
-        else:
+        elif not isinstance(payload, Mapping):
             raise RequestError("nothing is asked")
+        else:
+            await self._asked(number, payload)
+
+    async def _asked(self, number: int, said: Mapping[str, Any]) -> None:
+        opens = "open" in said or "hold" in said
+        if opens and (number in self._answerings or number in self._caches):
+            raise RequestError("this session is open")
+        if opens and str(said.get("vocabulary")) != self._pool.vocabulary.sha256[:16]:
+            raise RequestError("the drafts are for another tokenizer", hint="ask for /v1/tokenizer again")
+        if "open" in said:
+            await self._open(number, said)
+            return
+        if "hold" in said:
+            self._pool.service.door.admit(self._key)
+        self._background(self._cached(number, said), number)  # nobody's drafts wait for it
+
+    async def _cached(self, number: int, said: Mapping[str, Any]) -> None:
+        await self._say(number, await self._caches.obey(number, said))
 
     async def _open(self, number: int, said: Mapping[str, Any]) -> None:
-        if number in self._answerings or number in self._caches:
-            raise RequestError("this session is open")
         answering = await self._pool.begin(said, self._key)
         answering.listeners += 1
         self._answerings[number] = answering
-        known = len(unpack_ids(said["after"], self._pool.bits)) if said.get("after") else 0
+        known = len(self._pool.known(said))
         await self._say(number, {"session": answering.name, "prompt_tokens": answering.writing.prompt_tokens})
         self._tellers[number] = asyncio.create_task(self._tell(number, answering, known))
 
@@ -273,43 +295,18 @@ class _Connection:
             teller.cancel()
         answering = self._answerings.pop(number, None)
         if answering is not None:
-            answering.listeners -= 1
+            answering.leave()
             if not answering.listeners:
                 await self._pool.end(answering)
-        cache = self._caches.pop(number, None)
-        if cache is not None:
-            cache.close()
-
-    async def _cache(self, number: int, said: Mapping[str, Any]) -> None:
-        """A key-value cache seen from outside (`types.Session`)."""
-        lm = cast("TokenLM", self._pool.lm)
-        if "hold" in said:
-            if number in self._answerings or number in self._caches:
-                raise RequestError("this session is open")
-            if not hasattr(lm, "open"):
-                raise RequestError("this model's distributions cannot be read", where=lm.name)
-            session, first = await asyncio.to_thread(lm.open, request_of(said["hold"]))
-            self._caches[number] = session
-            await self._say(number, pack_rows([first]))
-            return
-        session_held = self._caches.get(number)
-        if session_held is None:
-            raise RequestError("there is no such session")
-        ids, tokens = said.get("extend"), said.get("rewind")
-        if isinstance(ids, list) and ids and all(type(token) is int for token in ids):
-            await self._say(number, pack_rows(await asyncio.to_thread(session_held.extend, ids)))
-        elif type(tokens) is int:
-            await asyncio.to_thread(session_held.rewind, tokens)
-            await self._say(number, 0)
-        else:
-            raise RequestError("a cache is extended by ids, or rewound by a number of tokens")
+        self._caches.drop(number)
 
     def _background(self, work: Coroutine[Any, Any, None], number: int) -> None:
         async def obeyed() -> None:
-            try:
-                await work
-            except ConsortError as error:
-                await self._refuse(number, error)
+            with contextlib.suppress(OSError):
+                try:
+                    await work
+                except ConsortError as error:
+                    await self._refuse(number, error)
 
         task = asyncio.create_task(obeyed())
         self._working.add(task)

@@ -138,7 +138,10 @@ class _MeteredWriting:
 
     def __init__(self, writing: Writing, call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
         self._writing, self._call, self._gauge, self._clock = writing, call, gauge, clock
-        self.prompt_tokens = call.prompt_tokens = writing.prompt_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._writing.prompt_tokens  # known once the model has taken the request
 
     @property
     def rtt_s(self) -> float:
@@ -164,7 +167,7 @@ class _MeteredWriting:
     async def close(self) -> None:
         await self._writing.close()
         call = self._call
-        call.counted = True
+        call.prompt_tokens, call.counted = self._writing.prompt_tokens, True
         call.sent_bytes = max(call.sent_bytes, getattr(self._writing, "sent_bytes", 0))
         _ended(call, self._gauge, self._clock)
 

@@ -69,8 +69,13 @@ def speculate(choose: Chooser) -> Strategy:
         cloud = cast("DraftedLM", lm)
         if request.seed is None:
             request = replace(request, seed=secrets.randbits(63))  # both sides must draw alike
-        writing = await cloud.write(request)
-        run = _Run(cloud.name, *choose(cloud), cast("Vocabulary", cloud.tokenizer), request, writing)
+        writing = await cloud.write(request)  # first: a cloud far away has its tokenizer only then
+        try:
+            drafter, pace = choose(cloud)
+        except BaseException:
+            await writing.close()
+            raise
+        run = _Run(cloud.name, drafter, pace, cast("Vocabulary", cloud.tokenizer), request, writing)
         try:
             async for chunk in run.chunks():
                 yield chunk

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,8 +14,9 @@ import numpy as np
 import pytest
 
 from consort.errors import ConsortError, UpstreamError
-from consort.gateway.keys import Key, add_key
-from consort.gateway.verifier import Pool
+from consort.gateway.keys import Key, add_key, revoke_key
+from consort.gateway.verifier import PARKED_S, Pool
+from consort.inference.prompt_lookup import PromptLookup
 from consort.inference.speculative import speculate
 from consort.inference.takeover import takeover
 from consort.models.decoding.drafters import ModelDrafter
@@ -28,7 +28,7 @@ from consort.models.verifier import Verifier
 from consort.types import Consort, Draft, Message, Note, Request
 from tests.gateway.live import Live, live
 from tests.inference.consorts import says
-from tests.inference.test_speculative import eager, text
+from tests.inference.test_speculative import eager, slow, text
 from tests.tiny_models import tiny
 
 ASKED = Request((Message("user", "the clinic opens at"),), max_tokens=24, temperature=1.0, seed=3)
@@ -45,18 +45,6 @@ async def cloud(
             yield here, lm, verifier
         finally:
             await verifier.close()
-
-
-def _slow(lm: LocalLM) -> None:
-    """Ten milliseconds more a pass."""
-    network = lm._engine._batch.network
-    read = network.read
-
-    def slow_read(*rows: object, **more: object) -> object:
-        time.sleep(0.01)
-        return read(*rows, **more)  # type: ignore[arg-type]
-
-    network.read = slow_read  # type: ignore[method-assign]
 
 
 async def tokens(writing) -> list[int]:
@@ -83,6 +71,21 @@ def test_the_answer_is_the_local_one_with_drafts_right_wrong_and_mad(tmp_path):
             rows = list(here.service.recent)
             assert [row.strategy for row in rows] == ["verify"] * 4
             assert rows[0].completion_tokens == 24
+
+    asyncio.run(work())
+
+
+def test_what_was_read_is_counted_as_if_the_cloud_were_here(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, lm, verifier):
+            counted = []
+            for model in (lm, verifier):
+                strategy = speculate(lambda cloud: (PromptLookup(cloud.tokenizer), eager()))
+                stream = strategy(ASKED, Consort((), model))
+                counted.append([chunk.usage async for chunk in stream][-1])
+            assert counted[0] == counted[1]
+            assert counted[0] is not None
+            assert counted[0].prompt_tokens == here.service.recent[0].prompt_tokens > 0
 
     asyncio.run(work())
 
@@ -127,7 +130,7 @@ def test_when_the_cloud_is_gone_the_edge_takes_over(tmp_path):
     async def work() -> None:
         notes: list[Note] = []
         async with cloud(tmp_path) as (here, lm, verifier):
-            _slow(lm)  # or the answer is there before the cloud is gone
+            slow(lm)  # or the answer is there before the cloud is gone
             drafter = ModelDrafter(
                 LocalLM(tiny("gpt2"), answers=1, sessions=1, context_tokens=128), lm.tokenizer
             )
@@ -182,7 +185,10 @@ def test_a_cache_is_the_same_over_the_network(tmp_path):
     [
         ({"open": {}}, "another tokenizer"),
         ({"open": {"messages": []}, "vocabulary": "?"}, "no request for tokens"),
-        ({"hold": 3}, "no request for tokens"),
+        ({"open": {}, "after": "all"}, "another tokenizer"),
+        ({"open": {"messages": []}, "vocabulary": "?", "after": 7}, "no request for tokens"),
+        ({"hold": 3}, "another tokenizer"),
+        ({"hold": 3, "vocabulary": "?"}, "no request for tokens"),
         ({"extend": [1]}, "no such session"),
         ({"what": 3}, "no such session"),
     ],
@@ -269,6 +275,65 @@ def test_a_wrong_key_opens_nothing(tmp_path):
             async with aiohttp.ClientSession() as http:
                 with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
                     await http.ws_connect(here.url + "/v1/sessions")
+
+    asyncio.run(work())
+
+
+def test_each_session_of_an_open_connection_is_asked_for_its_key(tmp_path):
+    keys = tmp_path / "keys.json"
+    secret = add_key(keys, Key("edge", per_minute=3))
+    add_key(keys, Key("other"))
+
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, lm, _):
+            here.service.door.clock = lambda: 0.0
+            verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama", key=secret))
+            await verifier.connect()  # the tokenizer is one request, the connection another
+            assert await tokens(await verifier.write(ASKED)) == await tokens(await lm.write(ASKED))
+            with pytest.raises(UpstreamError, match="3 requests a minute"):
+                await tokens(await verifier.write(ASKED))
+            revoke_key(keys, "edge")
+            here.service.door._read_at = -1e9
+            with pytest.raises(UpstreamError, match="not known here any more"):
+                await tokens(await verifier.write(ASKED))
+            await verifier.close()
+
+    asyncio.run(work())
+
+
+def test_an_answer_is_parked_from_when_its_last_listener_left(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, lm, verifier):
+            alone = await tokens(await lm.write(ASKED))
+            slow(lm)
+            writing, found = await verifier.write(ASKED), []
+            async for piece in writing.written():
+                if not found:
+                    (held,) = here.service.pool.answerings.values()
+                    held.began_s -= 2 * PARKED_S  # an old answer, but somebody listens
+                    await (await verifier.link()).close()
+                    await asyncio.sleep(0.02)
+                    await tokens(await verifier.write(ASKED))
+                found += piece.ids
+            await writing.close()
+            assert found == alone
+            assert len(here.service.recent) == 2  # it was not written again
+
+    asyncio.run(work())
+
+
+def test_a_cache_whose_holder_left_while_it_was_read_is_freed(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path, sessions=1) as (here, lm, _), aiohttp.ClientSession() as http:
+            slow(lm, 0.2)
+            asked = {"hold": request_map(ASKED), "vocabulary": lm.tokenizer.sha256[:16]}
+            async with http.ws_connect(here.url + "/v1/sessions") as socket:
+                await socket.send_bytes(pack(1, asked))
+                while not lm._engine._held:
+                    await asyncio.sleep(0.001)
+            async with asyncio.timeout(5):
+                while lm._engine._held:
+                    await asyncio.sleep(0.01)
 
     asyncio.run(work())
 
