@@ -67,7 +67,7 @@ class _Gateway:
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
-            "/openapi.json": lambda: (JSON, orjson.dumps(description())),
+            "/openapi.json": lambda: (JSON, orjson.dumps(description(sessions=service.pool is not None))),
             "/": self._dashboard,
         }
 

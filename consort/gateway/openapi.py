@@ -33,8 +33,9 @@ FAILURES = {
 }
 
 
-def description() -> Schema:
-    """The whole document."""
+def description(*, sessions: bool = False) -> Schema:
+    """The whole document; with what a server of sessions shows. Their WebSocket is beyond OpenAPI's words."""
+    tokenizer = _shown("The vocabulary that drafts are written in", JSON, {"type": "object"})
     return {
         "openapi": "3.1.0",
         "info": {"title": "consort", "version": __version__, "license": {"name": "Apache-2.0"}},
@@ -45,18 +46,14 @@ def description() -> Schema:
             "/v1/models": _shown("Every model and strategy", JSON, _object(data=_some(_ref("Model")))),
             "/v1/models/{model}": _shown("One of them", JSON, _ref("Model"), "model"),
             "/api/tags": _shown("The same for Ollama's clients", JSON, _object(models=_some(ANY))),
-            "/v1/tokenizer": _shown(
-                "The vocabulary that drafts are written in, where sessions are served (`role = cloud`)",
-                JSON,
-                {"type": "object"},
-            ),
             "/metrics": _shown("Prometheus text", "text/plain", {"type": "string"}),
             "/overview": _shown("What the dashboard shows", JSON, {"type": "object"}),
             "/api/version": _open("For Ollama's clients", JSON, _object(version=_text())),
             "/health": _open("Whether it serves", JSON, _object(status={"const": "ok"})),
             "/openapi.json": _open("This document", JSON, {"type": "object"}),
             "/": _open("The dashboard", "text/html", {"type": "string"}),
-        },
+        }
+        | ({"/v1/tokenizer": tokenizer} if sessions else {}),
         "components": {
             "schemas": _requests() | _answers(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -19,7 +19,9 @@ from consort.gateway.keys import Key, add_key
 from consort.gateway.openai_request import DESCRIBE, KNOWN, NEUTRAL
 from consort.gateway.openapi import description
 from consort.gateway.parameters import Parameters
+from consort.models.decoding.lm import LocalLM
 from tests.gateway.live import live
+from tests.tiny_models import tiny
 
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance",
@@ -36,9 +38,12 @@ def test_the_document_names_what_the_parser_knows() -> None:
     assert schemas["Parameters"]["properties"].keys() == {field.name for field in fields(Parameters)}
 
 
-def test_every_path_is_served_and_every_reference_resolves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 2])
+def test_every_path_is_served_and_every_reference_resolves(tmp_path: Path, room: int) -> None:
+    cloud = LocalLM(tiny(), answers=1, sessions=0, context_tokens=64) if room else None
+
     async def work() -> None:
-        async with live(tmp_path) as here:
+        async with live(tmp_path, cloud=cloud, room=room) as here:
             async with here.http.get(f"{here.url}/openapi.json") as response:
                 told = orjson.loads(await response.read())
             for path, methods in told["paths"].items():
@@ -46,10 +51,10 @@ def test_every_path_is_served_and_every_reference_resolves(tmp_path: Path) -> No
                 where = here.url + path.replace("{model}", "small")
                 async with here.http.request(next(iter(methods)), where) as response:
                     assert response.status == (200 if "get" in methods else 400), path
-            assert told == description()
+            assert told == description(sessions=room > 0)
 
     asyncio.run(work())
-    document = description()
+    document = description(sessions=True)
     for reference in _references(document):
         assert reference.rpartition("/")[2] in document["components"]["schemas"], reference
 
