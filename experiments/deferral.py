@@ -36,11 +36,12 @@ from consort.bench.metrics import exact_match, rouge_l
 from consort.config import RuntimeConfig
 from consort.inference.divergence import Lesson, lesson
 from consort.inference.duet import Duet
-from consort.inference.reading import Reader, vocabulary_of
+from consort.inference.reading import Reader
 from consort.inference.share import STEP, Share
 from consort.inference.token_file import load_token_need, save_token_need
 from consort.inference.token_fit import fit_token_need
 from consort.inference.token_need import SCORERS, SPREADS, TokenScorer
+from consort.inference.white_box import vocabulary_of
 from consort.models.decoding.lm import LocalLM
 from consort.training.answers import answer
 from consort.training.data import Sample, prompt_ids, read_samples

@@ -36,9 +36,10 @@ from consort.cli.tune import run_data
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.federated.party import Device, PrivateRows
 from consort.inference.blending import steered
-from consort.inference.following import Written, follower, vocabulary_of
+from consort.inference.following import Written, follower
 from consort.inference.mixing_weights import Kind, Moment, Weight, fit, fixed, save_weights
 from consort.inference.mixture import Guides, mix
+from consort.inference.white_box import vocabulary_of
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel, load_model
 from consort.models.zoo import zoo_dir

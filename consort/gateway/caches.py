@@ -6,7 +6,7 @@ Opened, extended, rewound, closed. What other strategies read a far model by; sp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,14 +41,13 @@ class Caches:
         cache = self._held.get(number)
         if cache is None or cache.session is None:
             raise RequestError("there is no such session")
-        ids, tokens = said.get("extend"), said.get("rewind")
+        ids, rewound = said.get("extend"), said.get("rewind", 0)
+        if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
+            raise RequestError("a cache is extended by ids")
+        if type(rewound) is not int:
+            raise RequestError("a cache is rewound by a number of tokens")
         async with cache.turn:
-            if isinstance(ids, list) and ids and all(type(token) is int for token in ids):
-                return pack_rows(await asyncio.to_thread(cache.session.extend, ids))
-            if type(tokens) is int:
-                await asyncio.to_thread(cache.session.rewind, tokens)
-                return 0
-        raise RequestError("a cache is extended by ids, or rewound by a number of tokens")
+            return pack_rows(await asyncio.to_thread(_extended, cache.session, ids, rewound))
 
     def drop(self, number: int) -> None:
         """Free a number's cache, also one that is still being opened."""
@@ -80,6 +79,12 @@ class Caches:
                 del self._held[number]
             raise
         return pack_rows([first])
+
+
+def _extended(session: Session, ids: Sequence[int], rewound: int) -> list[TopK]:
+    if rewound:
+        session.rewind(rewound)
+    return session.extend(ids)
 
 
 def _kept(cache: _Cache, opened: asyncio.Task[tuple[Session, TopK]]) -> None:

@@ -11,10 +11,10 @@ from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError, ModelError, RequestError
 from consort.gateway.loading import SPARE
 from consort.inference.deferral import defer
-from consort.inference.reading import vocabulary_of
 from consort.inference.share import Share
 from consort.inference.token_file import load_token_need
 from consort.inference.token_need import SCORERS, SPREADS
+from consort.inference.white_box import vocabulary_of, white_box
 from consort.types import LM, Chunk, Consort, Request, Strategy
 
 _HINT = 'set strategy = "defer" under [serve], so that memory is taken for sessions'
@@ -57,8 +57,8 @@ def _refusing(error: ModelError) -> Strategy:
 def _deferral(config: ServeConfig, models: Sequence[LM], has_cloud: bool, sessions: int) -> Strategy:
     if not has_cloud or len(models) < 2:
         raise ModelError("needs an edge model and a cloud model", where="defer")
-    vocabulary = vocabulary_of(models[0], where="defer")
-    vocabulary_of(models[-1], where="defer")
+    small = white_box(models[0], where="defer")
+    white_box(models[-1], where="defer")
     if sessions <= SPARE:
         raise ModelError("the models were opened without sessions", where="defer", hint=_HINT)
     name = config.token_scorer
@@ -66,6 +66,6 @@ def _deferral(config: ServeConfig, models: Sequence[LM], has_cloud: bool, sessio
         # not calibrated: the controller finds the threshold within some hundred tokens
         scorer, share = SCORERS[name], Share(config.llm_share, np.linspace(*SPREADS[name], 101))
     else:
-        scorer = load_token_need(Path(name), vocabulary)
+        scorer = load_token_need(Path(name), vocabulary_of(small))
         share = Share(config.llm_share, scorer.needs)
     return defer(scorer, share, silence_s=config.stall_s, at_once=sessions - SPARE)

@@ -25,7 +25,7 @@ from consort.inference.cache import OFF
 from consort.inference.cache_measured import load_likeness
 from consort.inference.mixing_weights import load_weights
 from consort.inference.mixture import Guides
-from consort.inference.reading import token_lm
+from consort.inference.white_box import white_box
 from consort.problems import nearest
 from consort.types import LM, DraftedLM
 
@@ -96,7 +96,7 @@ def is_loopback(host: str) -> bool:
 
 def _judging(config: ServeConfig, proxy: LM | None) -> Judges:
     # the bundled one only drafts: what it thinks of answers was not calibrated
-    judge = token_lm(proxy, where="serve.proxy") if proxy is not None and config.proxy.model else None
+    judge = white_box(proxy, where="serve.proxy") if proxy is not None and config.proxy.model else None
     judging = judges(config, judge)
     if config.role == "cloud":
         judging = replace(judging, config=replace(judging.config, strategy="cloud"))

@@ -26,6 +26,7 @@ from consort.gateway.service import Service
 from consort.models.frames import (
     CONTROL,
     MAX_BYTES,
+    OTHER_TOKENIZER,
     Payload,
     pack,
     pack_ids,
@@ -237,7 +238,9 @@ class _Connection:
         if opens and (number in self._answerings or number in self._caches):
             raise RequestError("this session is open")
         if opens and str(said.get("vocabulary")) != self._pool.vocabulary.sha256[:16]:
-            raise RequestError("the drafts are for another tokenizer", hint="ask for /v1/tokenizer again")
+            error = RequestError("this is for another tokenizer", hint="ask for /v1/tokenizer again")
+            error.code = OTHER_TOKENIZER
+            raise error
         if "open" in said:
             await self._open(number, said)
             return

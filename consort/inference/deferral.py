@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from consort.align import Vocabulary
 from consort.errors import ModelError
 from consort.inference.duet import Choice, Duet
-from consort.inference.reading import Reader, token_lm, vocabulary_of
+from consort.inference.reading import Reader
 from consort.inference.share import Share
 from consort.inference.single import FAILURES, edge, first_edge, refuse_lacking
 from consort.inference.streams import Closing
 from consort.inference.token_need import TokenScorer
+from consort.inference.white_box import reached, vocabulary_of
 from consort.models.decoding.text import TextWriter
 from consort.types import Chunk, Consort, FinishReason, Note, Request, Strategy, TokenLM, TokenLogprob
 
@@ -39,7 +40,7 @@ def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S, at
                 async for chunk in stream:
                     yield chunk
             return
-        small, large = (token_lm(lm, where="defer") for lm in (first_edge(consort), consort.cloud))
+        small, large = [await reached(lm, where="defer") for lm in (first_edge(consort), consort.cloud)]
         for lm in (small, large):
             refuse_lacking(lm, request)
         async with room:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from consort.inference.duet import Choice, Drawing, Duet
+from consort.inference.duet import Choice, Duet
 from consort.inference.reading import Reader
 from consort.inference.token_need import Look
+from consort.models.decoding.sampling import Sampling, pick, token_keys
 from consort.types import Request, TokenLM
 
 
@@ -106,9 +107,9 @@ def _continued(reader: Reader, ids: Sequence[int], branch: _Branch, request: Req
         answer += branch.piece
         reader.hold(ids)
         reader.read(bytes(answer))
-        drawing = Drawing.of(request)
+        sampling, keys = Sampling.of(request), token_keys(reader.vocabulary)
         while len(reader.ids) < request.max_tokens:
-            token = drawing.token(reader.look(), len(reader.ids))
+            token = pick(reader.look(), sampling, len(reader.ids), keys)
             if token == reader.vocabulary.eos_id:
                 break
             answer += reader.write(token)

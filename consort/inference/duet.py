@@ -9,14 +9,12 @@ have written that (conditioning, as in `align`). Whoever wrote half a character 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from consort.inference.evidence import question_of
 from consort.inference.reading import Reader
 from consort.inference.token_need import Look, doubt
+from consort.models.decoding.sampling import Sampling, pick, token_keys
 from consort.types import Request, TopK
 
 
@@ -29,43 +27,12 @@ class Choice:
     longer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How tokens are drawn from the K likeliest; of the mass beyond them nothing is drawn."""
-
-    temperature: float
-    top_p: float
-    seed: int
-
-    @classmethod
-    def of(cls, request: Request) -> Drawing:
-        """As the request says; without a seed, one that nobody knows."""
-        fresh = int(np.random.default_rng().integers(2**63))
-        return cls(request.temperature, request.top_p, fresh if request.seed is None else request.seed)
-
-    def token(self, top: TopK, position: int, among: Sequence[int] | None = None) -> int:
-        """One of the distribution's tokens, or of those at the places `among`; the same for the same place
-        in an answer."""
-        places = np.arange(len(top.ids)) if among is None else np.asarray(among)
-        logp = np.asarray(top.logprobs, np.float64)[places]
-        if self.temperature <= 0:
-            return int(top.ids[places[int(logp.argmax())]])
-        logp = logp / self.temperature
-        order = np.argsort(-logp, kind="stable")
-        shares = np.exp(logp[order] - logp[order[0]])
-        shares /= shares.sum()
-        held = order[np.cumsum(shares) - shares < self.top_p]  # arXiv 1904.09751; the likeliest always stays
-        rng = np.random.default_rng([self.seed & (2**63 - 1), position])
-        noise = rng.gumbel(size=len(held))
-        return int(top.ids[places[held[int((logp[held] + noise).argmax())]]])
-
-
 class Duet:
     """An answer under way. `native`: both write the same vocabulary's tokens, which are handed over as they
     are. A reader is used by one thread at a time."""
 
     def __init__(self, request: Request, *, native: bool) -> None:
-        self._drawing, self._native = Drawing.of(request), native
+        self._sampling, self._native = Sampling.of(request), native
         self._question = question_of(request)
         self.answer = bytearray()
         self.tokens = 0
@@ -84,7 +51,7 @@ class Duet:
         """What the small model would write, and what is known about it."""
         self._catch_up(small)
         top = small.look()
-        token = self._drawing.token(top, self.tokens)
+        token = self._drawn(small, top)
         ends = token == small.vocabulary.eos_id
         mean = self._doubt_sum / self.tokens if self.tokens else 0.0
         look = Look(
@@ -110,16 +77,12 @@ class Duet:
             token, top = before
             pieces = large.vocabulary.token_bytes
             begin = pieces[token] or b""
-            alike = [
-                place
-                for place, index in enumerate(top.ids.tolist())
-                if (pieces[index] or b"").startswith(begin)
-            ]
-            if begin and alike:
-                longer = self._drawing.token(top, self.tokens, alike)
+            alike = [(pieces[index] or b"").startswith(begin) for index in top.ids.tolist()]
+            if begin and any(alike):
+                longer = self._drawn(large, TopK(top.ids[alike], top.logprobs[alike], top.rest))
                 if pieces[longer] != begin:
                     return Choice(longer, top, longer=True)
-        return Choice(self._drawing.token(after, self.tokens), after)
+        return Choice(self._drawn(large, after), after)
 
     def write(self, writer: Reader, choice: Choice, *, large: bool) -> bytes | None:
         """The writer's choice becomes part of the answer; None where it is the end."""
@@ -133,6 +96,11 @@ class Duet:
         self.answer += piece
         self._half.decode(piece)
         return piece
+
+    def _drawn(self, reader: Reader, top: TopK) -> int:
+        """With the project's noise: where one model writes every token, its own answer with that seed. Of the
+        probability beyond what is listed nothing is drawn."""
+        return pick(top, self._sampling, self.tokens, token_keys(reader.vocabulary))
 
     def _catch_up(self, reader: Reader) -> None:
         if self._native:

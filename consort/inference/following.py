@@ -14,14 +14,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
 from consort.align import TAIL, VocabMap, Vocabulary, vocab_map
-from consort.errors import ModelError
 from consort.inference.blending import listed, log_probability
-from consort.types import LM, Request, Session, TokenLM, TopK
+from consort.inference.white_box import vocabulary_of
+from consort.types import Request, Session, TokenLM, TopK
 
 _LAST_BYTES = b"\xff" * 8  # behind every text: no UTF-8 has such a byte
 
@@ -58,23 +58,6 @@ def follower(lm: TokenLM, request: Request, writer: Vocabulary) -> Follower:
     if own.sha256 == writer.sha256:
         return _Same(*lm.open(request))
     return _Across(*lm.open(_without_begun(request)), mapping=vocab_map(own, writer))
-
-
-def white_box(lm: LM) -> TokenLM:
-    """The model as one whose distributions can be read; ModelError for an endpoint."""
-    if not (hasattr(lm, "open") and isinstance(getattr(lm, "tokenizer", None), Vocabulary)):
-        raise ModelError(
-            "its next-token distributions cannot be read",
-            where=lm.name,
-            hint="serve the model itself, not an OpenAI-compatible endpoint (leave out base_url)",
-        )
-    return cast("TokenLM", lm)
-
-
-def vocabulary_of(lm: TokenLM) -> Vocabulary:
-    """The tokens of a model that `white_box` let pass."""
-    assert isinstance(lm.tokenizer, Vocabulary)
-    return lm.tokenizer
 
 
 def _without_begun(request: Request) -> Request:

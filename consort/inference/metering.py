@@ -206,6 +206,12 @@ class MeteredSessions(Metered):
         super().__init__(lm, side, gauge, calls, clock)
         self._white_box = lm
 
+    async def connect(self) -> None:
+        """Reach a model that is far away."""
+        connect = getattr(self._white_box, "connect", None)
+        if connect is not None:
+            await connect()
+
     def open(self, request: Request) -> tuple[Session, TopK]:
         """The model's own session."""
         call = Call(self.name, self._side, sent_bytes(request), self._clock())

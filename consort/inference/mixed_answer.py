@@ -7,12 +7,12 @@ the model that moved it there.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 
 from consort.inference.blending import averaged, log_probability, plausible, steered
-from consort.inference.following import Written, vocabulary_of
+from consort.inference.following import Written
 from consort.inference.mixing_weights import Kind, Moment, Weight
+from consort.inference.white_box import vocabulary_of
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.sampling import Sampling, pick, token_keys
 from consort.models.decoding.text import TextWriter
@@ -29,8 +29,7 @@ class MixedAnswer:
         self._names = (llm.name, guide.name)
         self._vocabulary = vocabulary_of(llm)
         self._request, self._kind, self._weight = request, kind, weight
-        seed = secrets.randbits(63) if request.seed is None else request.seed
-        self._sampling = Sampling(request.temperature, request.top_p, seed)
+        self._sampling = Sampling.of(request)
         self._keys = token_keys(self._vocabulary)
         begun = begun_text(request)
         self._text = TextWriter(self._vocabulary, stop=request.stop, beginning=not begun)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from consort.align import Vocabulary
 from consort.errors import ContextFullError
-from consort.inference.following import Follower, Written, follower, vocabulary_of, white_box
+from consort.inference.following import Follower, Written, follower
 from consort.inference.mixed_answer import MixedAnswer
 from consort.inference.mixing_weights import Kind, Weight
 from consort.inference.single import FAILURES, cloud_of, refuse_lacking
+from consort.inference.white_box import reached, vocabulary_of
 from consort.types import LM, Chunk, Consort, Request, Strategy, TokenLM, TopK
 
 
@@ -41,9 +42,9 @@ def mix(guides: Guides, *, kind: Kind, weight: Weight) -> Strategy:
     """The cloud's model writes, steered by the guides."""
 
     async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-        llm = white_box(cloud_of(consort))
+        llm, *small = [await reached(lm, where="mix") for lm in (cloud_of(consort), *guides.of(kind))]
         refuse_lacking(llm, request)
-        models = (llm, *map(white_box, guides.of(kind)))
+        models = (llm, *small)
         voices = [_Voice(model, request, vocabulary_of(llm)) for model in models]
         answer = MixedAnswer(request, models[:2], kind=kind, weight=weight)
         try:

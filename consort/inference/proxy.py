@@ -17,8 +17,9 @@ import numpy as np
 from consort.align import Vocabulary
 from consort.inference.evidence import ProxyView
 from consort.inference.likeness import likeness
-from consort.inference.reading import Reader, vocabulary_of
+from consort.inference.reading import Reader
 from consort.inference.streams import answer_of, collected
+from consort.inference.white_box import vocabulary_of
 from consort.types import Answer, Request, TokenLM, TopK
 
 _LEAST = 1e-6  # probability of a token of which only the mass of all the rest is known, at the least

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consort.align import Vocabulary
-from consort.errors import ModelError
-from consort.types import LM, Request, Session, TokenLM, TopK
+from consort.inference.white_box import vocabulary_of
+from consort.types import Request, Session, TokenLM, TopK
 
 _WHITE = b" \t\n\r"
 
@@ -152,21 +151,3 @@ def continues(request: Request) -> bool:
         return bool(request.prompt)
     last = request.messages[-1] if request.messages else None
     return last is not None and last.role == "assistant" and bool(last.content)
-
-
-def token_lm(lm: LM, *, where: str) -> TokenLM:
-    """The model as a white box; ModelError where its distributions or its tokens cannot be read."""
-    vocabulary_of(lm, where=where)
-    return lm  # type: ignore[return-value]
-
-
-def vocabulary_of(lm: LM, *, where: str = "") -> Vocabulary:
-    """The model's vocabulary; ModelError for a black box."""
-    vocabulary = getattr(lm, "tokenizer", None)
-    if not (hasattr(lm, "open") and isinstance(vocabulary, Vocabulary)):
-        raise ModelError(
-            f"{where or 'this'} needs a model whose next-token distributions can be read",
-            where=lm.name,
-            hint="serve the model itself, not an OpenAI-compatible endpoint (leave out base_url)",
-        )
-    return vocabulary

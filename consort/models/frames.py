@@ -22,6 +22,7 @@ Payload: TypeAlias = "Mapping[str, Any] | bytes | int | None"
 
 CONTROL = 0  # the session number of what concerns the connection: a number comes back as it is
 MAX_BYTES = 4 << 20  # of a message
+OTHER_TOKENIZER = "other_tokenizer"  # the error's code where a session is opened for one that is not served
 _BEGINS_BITS, _CHAIN_BITS = 8, 1
 
 

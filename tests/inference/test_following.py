@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consort.errors import ModelError
-from consort.inference.following import Written, follower, vocabulary_of, white_box
+from consort.inference.following import Written, follower
+from consort.inference.white_box import vocabulary_of, white_box
 from consort.models.decoding.lm import LocalLM
 from consort.types import Message, Request, TopK
 from tests.inference.consorts import says
@@ -114,5 +115,5 @@ def test_the_likeliest_word_is_the_writer_s_own_first_token_of_it() -> None:
 
 
 def test_an_endpoint_cannot_be_read_along() -> None:
-    with pytest.raises(ModelError, match="cannot be read"):
-        white_box(says("far", "words"))
+    with pytest.raises(ModelError, match="distributions can be read"):
+        white_box(says("far", "words"), where="mix")

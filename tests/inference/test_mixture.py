@@ -179,7 +179,7 @@ def test_where_a_guide_fails_the_llm_goes_on_and_where_the_llm_does_nothing_is_h
 
 
 def test_what_cannot_be_mixed_is_refused_before_anything_is_opened(models):
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="distributions can be read"):
         mixed(models, Guides(says("far", "words"), models.base))
     with pytest.raises(RequestError, match="no tools"):
         mixed(models, Guides(models.tuned, models.base), replace(ASKED, tools=(Tool("f", "", "{}"),)))

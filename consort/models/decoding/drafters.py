@@ -33,7 +33,7 @@ class ModelDrafter:
         except BaseException:  # also where nobody waits for drafts any more
             session.close()
             raise
-        sampling = Sampling(request.temperature, request.top_p, request.seed or 0)
+        sampling = Sampling.of(request)
         own, other, ends = self._lm.tokenizer, self._vocabulary, self._lm.model.end_ids
         if own.sha256 == other.sha256:
             return SameTokens(session, other, sampling, ends)

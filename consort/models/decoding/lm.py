@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeAlias
@@ -158,12 +157,11 @@ class LocalLM:
         max_new_tokens = min(request.max_tokens, room)
         if len(after) >= max_new_tokens or not all(0 <= token < self.tokenizer.size for token in after):
             raise ModelError("what is to be continued is no part of such an answer", where=self.name)
-        seed = secrets.randbits(63) if request.seed is None else request.seed
         return Row(
             [*ids, *after],
             max_new_tokens=max_new_tokens,
             written=list(after),
-            sampling=Sampling(request.temperature, request.top_p, seed),
+            sampling=Sampling.of(request),
             top_logprobs=request.top_logprobs,
         )
 

@@ -10,6 +10,7 @@ Computed in numpy for whoever made the logits: llama.cpp's side of a consort has
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consort.align import Vocabulary
-from consort.types import TopK
+from consort.types import Request, TopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,12 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0  # the fewest tokens that hold this much probability may be drawn
     seed: int = 0
+
+    @classmethod
+    def of(cls, request: Request) -> Sampling:
+        """As the request says; without a seed, by one that nobody knows."""
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        return cls(request.temperature, request.top_p, seed)
 
 
 GREEDY = Sampling()

@@ -1,0 +1,140 @@
+"""One WebSocket to a `consort serve --role cloud`: numbered sessions, each with what was heard for it.
+
+Measures the round trip, and breaks off where nobody answers. Opens nothing again: `verifier` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from consort.errors import ConsortError, RequestError, UpstreamError
+from consort.models.frames import CONTROL, OTHER_TOKENIZER, Payload, frame_bytes, pack, unpack
+
+PING_S = 0.1  # without a word, then the other end is asked whether it is there
+SILENT_S = 0.25  # without an answer to that, or two and a half round trips: the connection counts as broken
+
+
+class BrokenError(UpstreamError):
+    """The connection broke: what was asked may go on over another."""
+
+
+class OtherTokenizerError(UpstreamError):
+    """The cloud serves another tokenizer than it did."""
+
+
+class Link:
+    """An open connection."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.broken = False
+        self.rtt_s = 0.0
+        self.heard_s = time.monotonic()
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._heard: dict[int, asyncio.Queue[Payload | UpstreamError]] = {}
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pinged_s = 0.0
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+
+    def session(self) -> tuple[int, asyncio.Queue[Payload | UpstreamError]]:
+        """A new session's number, and where it is heard."""
+        number = next(self._numbers)
+        self._heard[number] = asyncio.Queue()
+        if self.broken:
+            self._heard[number].put_nowait(_broken())
+        return number, self._heard[number]
+
+    def say(self, session: int, payload: Payload) -> int:
+        """Send a message; its bytes on the wire."""
+        data = pack(session, payload)
+        self._outgoing.put_nowait(data)
+        return frame_bytes(len(data), masked=True)
+
+    def ping(self) -> None:
+        """Measure the round trip."""
+        self._pinged_s = time.monotonic()
+        self.say(CONTROL, 1)
+
+    def forget(self, session: int) -> None:
+        """Nothing is heard of a session any more; the cloud may free it."""
+        if self._heard.pop(session, None) is not None and not self.broken:
+            self.say(session, None)
+
+    async def close(self) -> None:
+        """Close the connection, once what was said has left."""
+        said = asyncio.create_task(self._outgoing.join())
+        await asyncio.wait({said, self._tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
+        said.cancel()
+        self._break()
+        await self._socket.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._socket.send_bytes(await self._outgoing.get())
+                self._outgoing.task_done()
+        except (aiohttp.ClientError, OSError):
+            self._break()
+
+    async def _receive(self) -> None:
+        try:
+            async for message in self._socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    self._hear(*unpack(message.data))
+        except (aiohttp.ClientError, OSError, RequestError):
+            pass
+        self._break()
+
+    async def next(self, heard: asyncio.Queue[Payload | UpstreamError]) -> Payload:
+        """What a session hears next. After a while without a word the other end is asked whether it is there;
+        where nobody answers, the connection is broken off. BrokenError, also of one that broke by itself."""
+        while True:
+            try:
+                async with asyncio.timeout(PING_S):
+                    payload = await heard.get()
+                break
+            except TimeoutError:
+                if time.monotonic() - self.heard_s > max(SILENT_S, 2.5 * self.rtt_s):
+                    self._break()
+                else:
+                    self.ping()
+        if isinstance(payload, UpstreamError):
+            raise payload
+        return payload
+
+    def _hear(self, session: int, payload: Payload) -> None:
+        self.heard_s = time.monotonic()
+        if session == CONTROL:
+            self.rtt_s = time.monotonic() - self._pinged_s
+        elif (heard := self._heard.get(session)) is not None:
+            heard.put_nowait(payload)
+
+    def _break(self) -> None:
+        if self.broken:
+            return
+        self.broken = True
+        for heard in self._heard.values():
+            heard.put_nowait(_broken())
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+
+def error_of(error: Mapping[str, Any], name: str) -> ConsortError:
+    """An error that the cloud told us: the request's own, or the cloud's."""
+    code = error.get("code")
+    kind: type[ConsortError] = RequestError if code == RequestError.code else UpstreamError
+    if code == OTHER_TOKENIZER:
+        kind = OtherTokenizerError
+    return kind(str(error.get("message", "failed"))[:300], where=name)
+
+
+def _broken() -> BrokenError:
+    return BrokenError("broke the connection")

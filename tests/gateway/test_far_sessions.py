@@ -1,0 +1,127 @@
+"""Strategies that read a model's distributions, before a model far away: what they write is what they would
+write with the model here, whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consort.config import Config
+from consort.config_serve import ServeConfig, ServedModel
+from consort.errors import ConfigError, UpstreamError
+from consort.gateway.app import close
+from consort.gateway.opening import open_service
+from consort.inference.deferral import defer
+from consort.inference.mixing_weights import fixed
+from consort.inference.mixture import Guides, mix
+from consort.inference.share import Share
+from consort.inference.token_need import doubt
+from consort.models.decoding.lm import LocalLM
+from consort.models.remote import Endpoint
+from consort.models.verifier import Verifier
+from consort.types import Chunk, Consort, Message, Request, Strategy
+from tests.gateway.live import live
+from tests.inference.test_speculative import text
+from tests.tiny_models import escaped_spaces, tiny
+
+ASKED = Request((Message("user", "the clinic opens at"),), max_tokens=20)
+EVEN = [index / 100 for index in range(101)]
+
+
+@asynccontextmanager
+async def far(folder: Path) -> AsyncIterator[tuple[LocalLM, Verifier]]:
+    """A model here, and the same one over the network."""
+    lm = LocalLM(tiny(), answers=1, sessions=3, context_tokens=128)
+    async with live(folder, edges=(), cloud=lm, room=2) as here:
+        verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama"))
+        try:
+            yield lm, verifier
+        finally:
+            await verifier.close()
+
+
+def deferred() -> Strategy:
+    return defer(doubt, Share(0.5, EVEN))
+
+
+def mixed() -> Strategy:
+    tuned, base = (small(kind, name) for kind, name in (("gpt2", "tuned"), ("qwen2", "base")))
+    return mix(Guides(tuned, base), kind="tuned", weight=fixed(0.8))
+
+
+def small(kind: str, name: str) -> LocalLM:
+    model = tiny(kind, escaped_spaces("bpe", lines_apart=False))
+    model.name = name
+    return LocalLM(model, answers=1, sessions=2, context_tokens=128)
+
+
+async def answered(strategy: Strategy, request: Request, cloud: object) -> list[Chunk]:
+    consort = Consort((small("gpt2", "edge"),), cloud)  # type: ignore[arg-type]
+    return [chunk async for chunk in strategy(request, consort)]
+
+
+@pytest.mark.parametrize("way", [deferred, mixed])
+def test_the_answer_is_the_same_as_with_the_model_here(tmp_path, way):
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier):
+            for seed, temperature in enumerate((0.0, 1.0, 1.0)):
+                request = replace(ASKED, seed=seed, temperature=temperature)
+                near = await answered(way(), request, lm)
+                assert text(await answered(way(), request, verifier)) == text(near)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("way", [deferred, mixed])
+def test_connections_that_break_change_nothing(tmp_path, way):
+    async def work() -> None:
+        rng = random.Random(0)
+        async with far(tmp_path) as (lm, verifier):
+            request = replace(ASKED, seed=1, temperature=1.0)
+            near = await answered(way(), request, lm)
+            found, broken = [], 0
+            async for chunk in way()(request, Consort((small("gpt2", "edge"),), verifier)):
+                found.append(chunk)
+                if rng.random() < 0.4:
+                    broken += 1
+                    await (await verifier.link()).close()
+            assert broken > 1
+            assert text(found) == text(near)
+            async with asyncio.timeout(5):
+                while lm._engine._held:  # the caches of broken connections too
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+
+
+def test_a_cloud_that_changed_its_tokenizer_is_asked_for_it_again(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier):
+            await verifier.connect()
+            verifier.tokenizer = tiny("gpt2", escaped_spaces("bpe", lines_apart=False)).vocabulary
+            with pytest.raises(UpstreamError, match="another tokenizer"):
+                await asyncio.to_thread(verifier.open, ASKED)
+            await verifier.connect()
+            assert verifier.tokenizer.sha256 == lm.tokenizer.sha256
+            session, _ = await asyncio.to_thread(verifier.open, ASKED)
+            session.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("drafted", [True, False])
+def test_defer_is_served_before_a_cloud_that_shows_its_distributions(tmp_path, drafted):
+    cloud = ServedModel(name="cloud", model="llama", base_url="http://127.0.0.1:9/v1", drafted=drafted)
+    edges = (ServedModel(name="edge", model="zoo:edge-llama"),)
+    serve = ServeConfig(strategy="defer", edges=edges, cloud=cloud, state=str(tmp_path))
+    if drafted:
+        asyncio.run(close(open_service(Config(serve=serve))))
+    else:
+        with pytest.raises(ConfigError, match="distributions can be read"):
+            open_service(Config(serve=serve))
