@@ -88,8 +88,9 @@ class TuneConfig:
     doubt: float = (
         1.0  # an answer's lesson counts as the teacher's mean probability of its tokens, to this power
     )
-    labelled_teacher: Literal["broadcast", "specialised"] = (
-        "broadcast"  # what speaks about labelled rows: the proxy as it came, or after DST on these very rows
+    labelled_teacher: Literal["distilled", "broadcast", "specialised"] = (
+        "distilled"  # what speaks about labelled rows: the proxy before anybody tuned it, as it came this
+        # round, or after DST on these very rows
     )
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token

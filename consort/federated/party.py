@@ -174,11 +174,13 @@ class Device:
     def _round(self, shared: Adapter, before: PrivateState | None, round_number: int) -> Entry:
         tune = self.config.tune
         proxy, slm = self._load(shared, before)
-        # what the proxy thinks of the labelled rows, before this round's DST teaches it their answers
-        early = tune.labelled_teacher == "broadcast"
-        own = self._taught(proxy, self.rows.train, [SHARED]) if early else []
+        # a proxy that has learned these rows' answers says little more of them than the answers do
+        teacher = {"distilled": [], "broadcast": [SHARED], "specialised": [SHARED, DOMAIN]}[
+            tune.labelled_teacher
+        ]
+        own = [] if DOMAIN in teacher else self._taught(proxy, self.rows.train, teacher)
         log = self._specialise(proxy, round_number)
-        own = own or self._taught(proxy, self.rows.train, [SHARED, DOMAIN])
+        own = own or self._taught(proxy, self.rows.train, teacher)
         further = self._taught(proxy, self._further_rows(proxy, slm, round_number), [SHARED, DOMAIN])
         share = tune.answers_share if further else 0.0
         log += self._learn_mutually(proxy, slm, [Pool(own, 1 - share), Pool(further, share)], round_number)

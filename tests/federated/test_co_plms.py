@@ -181,8 +181,8 @@ def test_one_party_without_a_cloud_step_gets_its_own_adapter_back(config, tmp_pa
     assert equal(shared, apply_change(start, decode_adapter(update.packet, base_sha256=start.base_sha256)))
 
 
-def test_what_is_said_of_labelled_rows_comes_before_or_after_dst_as_configured(config, tmp_path):
-    def slm(teacher, domain_steps):
+def test_what_is_said_of_labelled_rows_comes_from_the_proxy_that_is_configured(config, tmp_path):
+    def slm(teacher, domain_steps, *, moved=0.0):
         tune = replace(
             config.tune,
             labelled_teacher=teacher,
@@ -191,15 +191,20 @@ def test_what_is_said_of_labelled_rows_comes_before_or_after_dst_as_configured(c
             proxy_share=0.0,
             doubt=0.0,
         )
-        folder = tmp_path / f"{teacher}-{domain_steps}"
+        folder = tmp_path / f"{teacher}-{domain_steps}-{moved}"
         cloud, (bank, _) = cloud_and_devices(replace(config, tune=tune), folder)
-        bank.local_round(cloud.decode(cloud.first_broadcast()), 0)
+        shared = cloud.decode(cloud.first_broadcast())
+        tensors = {name: array + np.float32(moved) for name, array in shared.tensors.items()}
+        bank.local_round(replace(shared, tensors=tensors), 0)
         return bank.state().slm
 
     def same(first, second):
         return all(np.array_equal(first[name], second[name]) for name in first)
 
+    assert same(slm("distilled", 1), slm("distilled", 6, moved=0.1))
+    assert same(slm("distilled", 1), slm("broadcast", 1))  # nobody has learned anything yet
     assert same(slm("broadcast", 1), slm("broadcast", 6))
+    assert not same(slm("broadcast", 1), slm("broadcast", 1, moved=0.1))
     assert not same(slm("specialised", 1), slm("specialised", 6))
 
 
