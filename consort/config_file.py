@@ -23,15 +23,18 @@ import tomli_w
 from consort.config import Config
 from consort.config_lines import key_lines
 from consort.config_overrides import apply_override
+from consort.config_serve import SCORER_WORDS, TOKEN_SCORER_WORDS
 from consort.errors import ConfigError
 from consort.problems import Problem, nearest, raise_errors, shown
 
 PATH_FIELDS = frozenset({"public", "data", "unlabelled", "chat_template"}) | frozenset(
-    {"adapter", "scorer", "state", "tls_certificate", "tls_key"}  # of serve
+    {"adapter", "alike", "mix_weights", "scorer", "state", "tls_certificate", "tls_key", "token_scorer"}
 )
 MODEL_FIELDS = frozenset(
     {"model"}
 )  # a Hub id unless a directory of that name exists or the value begins like a path
+# in the place of a file, the scorers that need none
+WORDS: Mapping[str, tuple[str, ...]] = {"scorer": SCORER_WORDS, "token_scorer": TOKEN_SCORER_WORDS}
 
 Table = TypeVar("Table")
 
@@ -153,7 +156,7 @@ class _Reader:
 
     def _path(self, value: str, key: str) -> str:
         name = key.rpartition(".")[2]
-        if name not in PATH_FIELDS | MODEL_FIELDS:
+        if name not in PATH_FIELDS | MODEL_FIELDS or value in WORDS.get(name, ()):
             return value
         folder = Path.cwd() if self.origin.overridden(key) else self.folder
         # os.path, unlike Path, answers for any text: names too long, users unknown.

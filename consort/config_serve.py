@@ -13,6 +13,9 @@ Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
 MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
 MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
+CONFIDENCE, PROXY = SCORER_WORDS = ("confidence", "proxy")  # what judges answers without a file
+TOKEN_SCORER_WORDS = ("doubt", "margin", "entropy")  # what judges tokens without a file
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -53,10 +56,12 @@ class ServeConfig:
     mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
     stall_s: float = 5.0  # takeover: without a word from the cloud for so long, the edge goes on
     llm_share: float = 0.15  # defer: of the tokens, the cloud's; kept over all answers together
-    token_scorer: str = "doubt"  # defer: doubt, margin, entropy, or a file of `inference.token_file`
+    token_scorer: str = "doubt"  # defer: "doubt", "margin", "entropy", or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
-    scorer: str = ""  # a file of `consort calibrate --out`, whose threshold replaces the one above
+    # a file of `consort calibrate --out`, whose threshold replaces the one above; "confidence" or "proxy"; or
+    # empty: the proxy where one is named, else the edge's confidence
+    scorer: str = ""
     drift_alarm_rate: float = (
         0.01  # the chance that the alarm on the scorer's values ever rings without a change; 0: off
     )

@@ -27,7 +27,7 @@ QUESTIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("facts", "consort/edge", {}),
     ("intent", "consort/cascade", {"threshold": 0.9, "redact": True}),
     ("reply", "consort/vote", {}),
-    ("extract", "consort/cloud", {}),
+    ("extract", "consort/speculate", {}),
     ("rewrite", "consort/auto", {"private": True}),
 )
 MAX_TOKENS = 48
@@ -121,7 +121,9 @@ def told(receipt: Mapping[str, Any]) -> str:
     """What was decided and hidden, the tokens of edge and cloud, what left for the cloud, and the time."""
     parts = []
     for note in receipt["notes"]:
-        if note["strategy"] != "redact":
+        if note["event"] == "drafted":
+            parts.append(f"{note['accepted']} of {note['drafted']} drafts accepted")
+        elif note["strategy"] != "redact":
             parts.append(note["event"] + (f" at {note['score']:.2f}" if "score" in note else ""))
     parts += [f"{count} {kind} hidden" for kind, count in receipt["redactions"].items()]
     parts.append(f"{receipt['edge_tokens']} + {receipt['cloud_tokens']} tokens")

@@ -21,9 +21,10 @@ from safetensors.numpy import save as save_tensors
 from consort.bench.assemble import PUBLIC, Answers, RunData, run_result
 from consort.bench.card import environment, model_card
 from consort.bench.inputs import input_hashes
+from consort.bench.kept import keep_models, keep_proxies, keep_text, load_party
 from consort.bench.report import write_report
 from consort.bench.results import RunResult
-from consort.bench.served import ADAPTERS, CLOUD, SERVED, served_here
+from consort.bench.served import CLOUD, PROXY, SERVED, own_proxy, served_here
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
@@ -31,16 +32,13 @@ from consort.federated.baselines import Site, alone
 from consort.federated.cloud import Cloud
 from consort.federated.co_plms import Outcome, co_tune
 from consort.federated.journal import Compute, Entry, Journal, Step
-from consort.federated.party import Device, PrivateRows
+from consort.federated.party import Device, PrivateRows, PrivateState
 from consort.federated.workers import side_by_side
-from consort.files import whole_file
-from consort.models.local import LocalModel, load_model, save_model
+from consort.models.local import save_model
 from consort.models.zoo import located
-from consort.training.adapters import OWN, SHARED, trainable_part, use_adapters, write_parameters
 from consort.training.answers import answer
 from consort.training.data import Sample
-from consort.training.peft_directory import save_adapter
-from consort.training.proxy import distil_proxy, load_proxy
+from consort.training.proxy import distil_proxy
 from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
@@ -70,7 +68,8 @@ class Run:
         self.report("every device tunes alone, every model is measured as it is")
         first = self._done(self._alone() | self._asking("before", {}, {}))
         apart = {name: load_tensors(first[f"{APART}/{name}"].payload) for name in self.data.devices}
-        outcome, weights = self._co_tune(proxy_dir)
+        outcome, states = self._co_tune(proxy_dir)
+        weights = {name: state.slm if state else {} for name, state in states.items()}
         self.report("measuring every model after co-tuning")
         last = self._done(
             self._asking("after", weights, outcome.cloud.llm) | self._asking("alone", apart, None)
@@ -86,18 +85,18 @@ class Run:
             seconds=time.monotonic() - self.started,
             run_dir=self.run_dir,
         )
-        self._keep(outcome, weights, proxy_dir, result)
+        self._keep(result, outcome, states, proxy_dir)
         return result
 
     def _proxy_dir(self) -> Path:
         """The proxy's directory: distilled here, or as configured."""
-        proxy, folder = self.config.proxy, self.run_dir / "proxy"
-        if proxy.model and proxy.distil_steps == 0:
+        proxy, folder = self.config.proxy, self.run_dir / PROXY
+        if not own_proxy(self.config):
             return Path(located(proxy.model))
 
         def work() -> Entry:
             self.report(f"distilling the proxy from the cloud model: {proxy.distil_steps} steps")
-            cloud = _load(self.config, CLOUD, self.config.cloud, {})
+            cloud = load_party(self.config, CLOUD, self.config.cloud, {})
             distilled, log = distil_proxy(
                 cloud, proxy, self.data.public_train, self.config.tune, seed=self.config.seed
             )
@@ -134,7 +133,7 @@ class Run:
             for number, device in enumerate(self.config.devices)
         }
 
-    def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, Weights]]:
+    def _co_tune(self, proxy_dir: Path) -> tuple[Outcome, dict[str, PrivateState | None]]:
         config = self.config
         devices = [
             Device(
@@ -156,8 +155,7 @@ class Run:
             compute=self.compute,
             report=self.report,
         )
-        states = {device.name: device.state() for device in devices}
-        return outcome, {name: state.slm if state else {} for name, state in states.items()}
+        return outcome, {device.name: device.state() for device in devices}
 
     def _asking(self, when: str, slms: Mapping[str, Weights], llm: Weights | None) -> dict[str, Step]:
         """Every device's SLM on its own test rows; and first, as it takes longest, the LLM, unless None, on
@@ -194,33 +192,21 @@ class Run:
         return 100 * self.config.seed + number
 
     def _keep(
-        self, outcome: Outcome, weights: Mapping[str, Weights], proxy_dir: Path, result: RunResult
+        self,
+        result: RunResult,
+        outcome: Outcome,
+        states: Mapping[str, PrivateState | None],
+        proxy_dir: Path,
     ) -> None:
-        """Adapters, how to serve them, card and page: what a person takes from a run."""
-        folder = self.run_dir / ADAPTERS
-        proxy = load_proxy(
-            proxy_dir,
-            self.config.proxy,
-            self.config.runtime,
-            shared=Cloud(self.config, self.data.public_train, proxy_dir=proxy_dir).decode(
-                outcome.cloud.broadcast
-            ),
-            seed=self.config.seed,
-        )
-        use_adapters(proxy, [SHARED])
-        save_adapter(proxy, SHARED, folder / "proxy", base=str(proxy_dir.absolute()))
-        tuned = [(CLOUD, self.config.cloud, outcome.cloud.llm)]
-        tuned += [(device.name, device.slm, weights[device.name]) for device in self.config.devices]
-        for name, config, learned in tuned:
-            model = _load(self.config, name, config, learned)
-            if config.trainable == "lora" and OWN in getattr(model.module, "peft_config", {}):
-                save_adapter(model, OWN, folder / model.name, base=config.model)
-            else:
-                save_model(model, folder / model.name)
-        _keep_text(self.run_dir / SERVED, dump_config(served_here(self.config)))
-        _keep_text(self.run_dir / "README.md", model_card(result, self.config))
-        _keep_text(self.run_dir / "result.json", json.dumps(result.to_json()) + "\n")
-        write_report(self.run_dir, result)
+        """Models, how to serve them, card and page: what a person takes from a run."""
+        config, run_dir = self.config, self.run_dir
+        cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
+        keep_models(config, run_dir, llm=outcome.cloud.llm, states=states)
+        keep_proxies(config, run_dir, proxy_dir, shared=cloud.decode(outcome.cloud.broadcast), states=states)
+        keep_text(run_dir / SERVED, dump_config(served_here(config)))
+        keep_text(run_dir / "README.md", model_card(result, config))
+        keep_text(run_dir / "result.json", json.dumps(result.to_json()) + "\n")
+        write_report(run_dir, result)
 
 
 def run_co_tuning(
@@ -234,8 +220,8 @@ def run_co_tuning(
         side_by_side(config.runtime.workers) as compute,
     ):
         try:
-            _keep_text(run_dir / "config.toml", dump_config(config))
-            _keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            keep_text(run_dir / "config.toml", dump_config(config))
+            keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
             return Run(config, data, run_dir, journal, compute, report).execute()
         except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
             raise RunError(
@@ -254,23 +240,7 @@ def _tuned_alone(config: Config, site: Site) -> Entry:
 def _answered(
     config: Config, name: str, settings: ModelConfig, weights: Weights, sets: Mapping[str, Sequence[Sample]]
 ) -> Entry:
-    model = _load(config, name, settings, weights)
+    model = load_party(config, name, settings, weights)
     tokens = config.eval.max_new_tokens
     texts = {asked: answer(model, rows, max_new_tokens=tokens) for asked, rows in sets.items()}
     return Entry(json.dumps(texts).encode())
-
-
-def _load(config: Config, name: str, settings: ModelConfig, weights: Weights) -> LocalModel:
-    """A party's model as configured, with what it has learned."""
-    model = load_model(
-        settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=name
-    )
-    if weights:
-        write_parameters(trainable_part(model, settings, seed=0), weights, where=name)
-    return model
-
-
-def _keep_text(file: Path, text: str) -> None:
-    """Replace the file whole or not at all: on a full disk the old one is not lost."""
-    with whole_file(file) as whole:
-        whole.write(text.encode())

@@ -5,21 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 
 from consort.config import Config, ModelConfig
-from consort.config_serve import ServedModel
+from consort.config_serve import CONFIDENCE, ServedModel
 
 CLOUD = "cloud"  # the LLM's name among the parties
 SERVED = "serve.toml"  # in a run's directory
 ADAPTERS = "adapters"  # its models, by party's name
+PROXY = "proxy"  # the proxy: in a run's directory where it was distilled there, in `adapters` what it learned
+PROXIES = "proxies"  # what each device's copy of it learned, by device's name
+
+
+def own_proxy(config: Config) -> bool:
+    """Whether a run distils its proxy itself."""
+    return not config.proxy.model or config.proxy.distil_steps > 0
 
 
 def served_here(config: Config) -> Config:
     """The configuration that serves what a run has tuned, read from the run's directory. Models that the
-    configuration says how to serve stay as they are."""
+    configuration says how to serve stay as they are. The proxy drafts and steers; it judges where it is asked
+    to (`serve.scorer`), for its threshold is not confidence's."""
     serve = config.serve
     if serve.edges or serve.cloud.model:
         return config
     edges = tuple(_tuned(device.name, device.slm) for device in config.devices)
-    return replace(config, serve=replace(serve, edges=edges, cloud=_tuned(CLOUD, config.cloud)))
+    model = f"./{PROXY}" if own_proxy(config) else config.proxy.model
+    proxy = ServedModel(name=PROXY, model=model, adapter=f"./{ADAPTERS}/{PROXY}")
+    cloud = _tuned(CLOUD, config.cloud)
+    serve = replace(serve, edges=edges, cloud=cloud, proxy=proxy, scorer=serve.scorer or CONFIDENCE)
+    return replace(config, serve=serve)
 
 
 def _tuned(name: str, model: ModelConfig) -> ServedModel:

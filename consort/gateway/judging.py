@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from consort.config_serve import ServeConfig
+from consort.config_serve import CONFIDENCE, PROXY, SCORER_WORDS, ServeConfig
 from consort.errors import ConfigError, ModelError
 from consort.gateway.watch import AFTER, BEFORE, Watch
 from consort.inference.baselines import brevity, confidence
@@ -17,7 +17,6 @@ from consort.inference.scorers import gain_scorer, proxy_scorer
 from consort.types import LM, Scorer, TokenLM
 
 SCORING_ANSWERS = frozenset({"cascade", "cache", "auto"})  # strategies that judge what the edge has written
-CONFIDENCE, PROXY = "confidence", "proxy"  # the scorers that need no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,11 @@ class Judges:
 def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
     """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself, or confidence.
     ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
-    if not config.scorer:
-        if proxy is None:
+    if config.scorer in ("", *SCORER_WORDS):
+        if proxy is None and config.scorer == PROXY:
+            hint = "name one under [serve.proxy]"
+            raise ConfigError("no proxy is served that could judge", where="serve.scorer", hint=hint)
+        if proxy is None or config.scorer == CONFIDENCE:
             return Judges(brevity, confidence, config)
         after = proxy_scorer(proxy_agreement(proxy, own_answer=False))
         return Judges(brevity, after, config, PROXY, needs_logprobs=False)

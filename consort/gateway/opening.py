@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from consort.config import Config
-from consort.config_serve import ServeConfig
+from consort.config_serve import PROXY, ServeConfig
 from consort.errors import ConfigError, DataError
 from consort.gateway.deferring import deferral_of, sessions_of
 from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
@@ -96,7 +96,8 @@ def is_loopback(host: str) -> bool:
 
 def _judging(config: ServeConfig, proxy: LM | None) -> Judges:
     # the bundled one only drafts: what it thinks of answers was not calibrated
-    judge = white_box(proxy, where="serve.proxy") if proxy is not None and config.proxy.model else None
+    asked = bool(config.proxy.model) or config.scorer == PROXY
+    judge = white_box(proxy, where="serve.proxy") if proxy is not None and asked else None
     judging = judges(config, judge)
     if config.role == "cloud":
         judging = replace(judging, config=replace(judging.config, strategy="cloud"))

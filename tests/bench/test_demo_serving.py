@@ -36,7 +36,7 @@ def test_five_questions_have_answers_and_receipts_that_add_up(served: list[Serve
 def test_what_stays_at_the_edge_sends_nothing_and_what_is_redacted_is_counted(served: list[Served]) -> None:
     by_model = {one.model: one.receipt for one in served}
     assert by_model["consort/edge"]["cloud_bytes"] == by_model["consort/auto"]["cloud_bytes"] == 0
-    assert by_model["consort/cloud"]["cloud_bytes"] > 0
+    assert by_model["consort/speculate"]["cloud_bytes"] > 0
     assert by_model["consort/cascade"]["redactions"] == {"person": 1}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +22,15 @@ from consort.config import Config, RuntimeConfig
 from consort.config_file import load_config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import RunError
+from consort.federated.party import Device, PrivateRows
 from consort.gateway.loading import served
+from consort.gateway.opening import open_service
+from consort.gateway.serve import running
 from consort.models.local import load_model
 from consort.preflight import load_checked
+from consort.training.adapters import DOMAIN, SHARED, lora_parameters, read_adapter, write_parameters
 from consort.training.peft_directory import load_adapter
+from consort.training.proxy import load_proxy
 from consort.training.tuned import load_tuned
 from tests.tunable_consort import COUNTS, write_tunable_consort
 
@@ -124,6 +130,47 @@ def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: 
         load_adapter(model, adapters / owner)
         assert not torch.equal(untouched, model.hidden(ids))
     load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+
+
+def test_the_served_proxy_drafts_and_steers(finished: Finished, tmp_path: Path) -> None:
+    config = load_config(finished.run_dir / SERVED, [f"serve.state={tmp_path}"])
+    asked = {"messages": [{"role": "user", "content": "when?"}], "max_tokens": 8, "seed": 1, "temperature": 1}
+    with running(open_service(config)) as url:
+
+        def told(model: str) -> Any:
+            body = json.dumps(asked | {"model": model, "consort": {"receipt": True}}).encode()
+            request = urllib.request.Request(f"{url}/chat/completions", body)
+            with urllib.request.urlopen(request) as response:
+                return json.loads(response.read())
+
+        cloud, drafted = told("consort/cloud"), told("consort/speculate")
+        assert drafted["choices"][0]["message"] == cloud["choices"][0]["message"]
+        assert drafted["consort"]["receipt"]["notes"][0]["drafter"] == "proxy"
+        assert told("consort/mix")["consort"]["receipt"]["notes"][0]["tokens"] > 0
+
+
+def test_a_device_s_proxy_is_kept_as_it_was_there(finished: Finished) -> None:
+    config, run_dir = finished.config, finished.run_dir
+    ids = torch.arange(4, 12)[None]
+    shared_alone = load_model(run_dir / "proxy", runtime=CPU)
+    load_adapter(shared_alone, run_dir / "adapters" / "proxy", name=SHARED)
+    shared = read_adapter(shared_alone, SHARED)
+    for number, device in enumerate(config.devices):
+        kept = load_model(run_dir / "proxy", runtime=CPU)
+        load_adapter(kept, run_dir / "proxies" / device.name)
+        there = load_proxy(run_dir / "proxy", config.proxy, CPU, shared=shared, seed=config.seed)
+        state = Device(
+            device,
+            config,
+            PrivateRows(finished.data.devices[device.name].train),
+            proxy_dir=run_dir / "proxy",
+            folder=run_dir / "devices" / device.name,
+            seed=100 * config.seed + number,
+        ).state()
+        assert state is not None
+        write_parameters(lora_parameters(there, DOMAIN), state.domain, where=device.name)
+        assert torch.allclose(kept.hidden(ids), there.hidden(ids), atol=1e-5)
+        assert not torch.allclose(kept.hidden(ids), shared_alone.hidden(ids), atol=1e-5)
 
 
 def test_the_run_says_how_to_serve_what_it_tuned(finished: Finished) -> None:
