@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -156,12 +155,12 @@ def save_model(model: LocalModel, folder: Path) -> None:
     be written."""
     try:
         model.module.save_pretrained(folder)
-    except SafetensorError as error:  # the library's name for any failure; the system's is in its words
+        model.tokenizer.save_pretrained(folder)
+    except Exception as error:  # the libraries' own names for any failure; the system's is in their words
         if (code := re.search(r"os error (\d+)", str(error))) is None:
             raise
         number = int(code[1])
         raise OSError(number, os.strerror(number), str(folder)) from error
-    model.tokenizer.save_pretrained(folder)
 
 
 def generate(

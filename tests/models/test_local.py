@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from consort.errors import ModelError
@@ -55,3 +57,11 @@ def test_next_to_no_probability_leaves_the_likeliest_token_alone():
     prompts = [model.vocabulary.encode(text) for text in ("error", "what's the daily limit of")]
     greedy = generate(model, prompts, max_new_tokens=8)
     assert generate(model, prompts, max_new_tokens=8, temperature=1.0, top_p=1e-6, seed=5) == greedy
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_full_disk_is_the_system_s_error_whichever_library_meets_it(tmp_path, file):
+    (tmp_path / file).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save_model(tiny(), tmp_path)
