@@ -89,8 +89,7 @@ class TuneConfig:
         1.0  # an answer's lesson counts as the teacher's mean probability of its tokens, to this power
     )
     labelled_teacher: Literal["distilled", "broadcast", "specialised"] = (
-        "distilled"  # what speaks about labelled rows: the proxy before anybody tuned it, as it came this
-        # round, or after DST on these very rows
+        "broadcast"  # what speaks about labelled rows: the proxy as distilled, as it came, or after DST on them
     )
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token
