@@ -11,7 +11,7 @@ from typing import cast
 
 from consort.config import Config
 from consort.config_serve import PROXY, ServeConfig
-from consort.errors import ConfigError, DataError
+from consort.errors import ConfigError, DataError, ModelError
 from consort.gateway.deferring import deferral_of, sessions_of
 from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
 from consort.gateway.keys import Door, read_keys
@@ -126,6 +126,13 @@ def _check_strategy(judging: Judges, edges: tuple[LM, ...], cloud: LM | None, gu
     if strategy == "mix" and guides is None:
         hint = "name the proxy and its adapter under [serve.proxy]"
         raise ConfigError("no tuned proxy is served, by which mix steers", where=where, hint=hint)
+    if strategy == "mix":
+        if cloud is None:
+            raise ConfigError("mix needs a cloud model, and none is served", where=where, hint="name one")
+        try:
+            white_box(cloud, where="mix")
+        except ModelError as error:
+            raise ConfigError(f"{error.where}: {error.what}", where=where, hint=error.hint) from error
 
 
 def _shadow(config: ServeConfig, ledger: Ledger, scorer: str, spent: float) -> Shadow | None:

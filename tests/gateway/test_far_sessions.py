@@ -23,8 +23,11 @@ from consort.inference.mixture import Guides, mix
 from consort.inference.share import Share
 from consort.inference.token_need import doubt
 from consort.models.decoding.lm import LocalLM
+from consort.models.local import save_model
 from consort.models.remote import Endpoint
 from consort.models.verifier import Verifier
+from consort.training.adapters import OWN, add_lora
+from consort.training.peft_directory import save_adapter
 from consort.types import Chunk, Consort, Message, Request, Strategy
 from tests.gateway.live import live
 from tests.inference.test_speculative import text
@@ -115,11 +118,22 @@ def test_a_cloud_that_changed_its_tokenizer_is_asked_for_it_again(tmp_path):
     asyncio.run(work())
 
 
+def tiny_proxy(folder: Path) -> ServedModel:
+    """A proxy with an adapter that it learned, as a run leaves them."""
+    proxy = tiny()
+    add_lora(proxy, OWN, rank=2, alpha=4.0, seed=0)
+    save_adapter(proxy, OWN, folder / "adapter", base=str(folder / "proxy"))
+    save_model(tiny(), folder / "proxy")
+    return ServedModel(name="proxy", model=str(folder / "proxy"), adapter=str(folder / "adapter"))
+
+
 @pytest.mark.parametrize("drafted", [True, False])
-def test_defer_is_served_before_a_cloud_that_shows_its_distributions(tmp_path, drafted):
+@pytest.mark.parametrize("strategy", ["defer", "mix"])
+def test_only_a_cloud_that_shows_its_distributions_is_read_along(tmp_path, strategy, drafted):
     cloud = ServedModel(name="cloud", model="llama", base_url="http://127.0.0.1:9/v1", drafted=drafted)
     edges = (ServedModel(name="edge", model="zoo:edge-llama"),)
-    serve = ServeConfig(strategy="defer", edges=edges, cloud=cloud, state=str(tmp_path))
+    proxy = tiny_proxy(tmp_path)
+    serve = ServeConfig(strategy=strategy, edges=edges, cloud=cloud, proxy=proxy, state=str(tmp_path))
     if drafted:
         asyncio.run(close(open_service(Config(serve=serve))))
     else:
