@@ -23,6 +23,7 @@ from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
 from consort.gateway.service import Service
+from consort.inference.metering import Call
 from consort.models.frames import (
     CONTROL,
     MAX_BYTES,
@@ -36,7 +37,7 @@ from consort.models.frames import (
     unpack_draft,
     unpack_ids,
 )
-from consort.types import DraftedLM, FinishReason, TokenLM, Writing
+from consort.types import DraftedLM, FinishReason, Writing
 
 PARKED_S = 30.0  # a session without a connection is kept for so long
 
@@ -151,18 +152,33 @@ class Pool:
                 outcome = outcome_of(answering.error)
             answering.news.set()
             await answering.writing.close()
-            self.service.record(self._row(answering, outcome))
+            note = {"strategy": "verify", "event": "drafted", "messages": answering.drafts}
+            tokens = answering.writing.prompt_tokens, len(answering.answer) - answering.first
+            self._record(answering.name, answering.key, answering.began_s, tokens, outcome, note)
 
-    def _row(self, answering: Answering, outcome: str) -> Row:
-        written = len(answering.answer) - answering.first
-        seconds = round(time.monotonic() - answering.began_s, 6)
-        prompt_tokens, name = answering.writing.prompt_tokens, self.lm.name
-        cost = self.service.price(name, prompt_tokens, written)
-        return Row(
-            id=f"session-{answering.name}",
+    def read(self, key: Key, call: Call) -> None:
+        """Write down a cache that was read by, with the tokens that are estimated of it."""
+        note = {"strategy": "verify", "event": "read"}
+        tokens = call.prompt_tokens, call.completion_tokens
+        self._record(secrets.token_hex(8), key, call.began_s, tokens, call.outcome, note)
+
+    def _record(
+        self,
+        name: str,
+        key: Key,
+        began_s: float,
+        tokens: tuple[int, int],
+        outcome: str,
+        note: Mapping[str, object],
+    ) -> None:
+        seconds = round(time.monotonic() - began_s, 6)
+        prompt_tokens, written = tokens
+        cost = self.service.price(self.lm.name, prompt_tokens, written)
+        row = Row(
+            id=f"session-{name}",
             at=time.time() - seconds,
-            key=answering.key.name,
-            model=name,
+            key=key.name,
+            model=self.lm.name,
             strategy="verify",
             outcome=outcome,
             streamed=True,
@@ -177,8 +193,9 @@ class Pool:
             cost_all_cloud=cost,
             spans=(),
             calls=(),
-            notes=({"strategy": "verify", "event": "drafted", "messages": answering.drafts},),
+            notes=(note,),
         )
+        self.service.record(row)
 
 
 async def converse(socket: Socket, pool: Pool, key: Key) -> None:
@@ -197,7 +214,7 @@ class _Connection:
         self._socket, self._pool, self._key = socket, pool, key
         self._answerings: dict[int, Answering] = {}
         self._tellers: dict[int, asyncio.Task[None]] = {}
-        self._caches = Caches(cast("TokenLM", pool.lm))
+        self._caches = Caches(pool.lm, ended=lambda call: pool.read(key, call))
         self._working: set[asyncio.Task[None]] = set()
 
     async def hear(self, data: bytes) -> None:
