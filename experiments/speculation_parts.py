@@ -27,7 +27,8 @@ from consort.bench.suite import generate_suite
 from consort.config import RuntimeConfig
 from consort.errors import UpstreamError
 from consort.gateway.keys import LOCAL
-from consort.gateway.verifier import Pool, converse
+from consort.gateway.pool import Pool
+from consort.gateway.verifier import converse
 from consort.inference.pace import TRIAL_TOKENS, Pace, Rate
 from consort.inference.speculative import speculate
 from consort.models.decoding.engine import Engine

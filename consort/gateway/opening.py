@@ -17,10 +17,10 @@ from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_guides, load_lm, load_proxy, served
+from consort.gateway.pool import Pool
 from consort.gateway.service import Service
 from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES
-from consort.gateway.verifier import Pool
 from consort.inference.cache import OFF
 from consort.inference.cache_measured import load_likeness
 from consort.inference.mixing_weights import load_weights
