@@ -69,21 +69,17 @@ class VocabMap:
         return alike_QK
 
     def remainders(
-        self, ids: IntArray, bytes_read: IntArray, added: IntArray, *, where: BoolArray | None = None
+        self, ids: IntArray, bytes_read: IntArray, added: IntArray
     ) -> IntArray:
         """First target token of what is left of each token after `bytes_read`, behind a space where `added`
         is 1.
-
-        Where `where` is False it is TAIL, and the token may be shorter than that.
         """
         size = len(self._known) // 2
         places = self._offsets.take(ids, mode="clip")
-        places += bytes_read + np.where(added > 0, np.int32(size), np.int32(0))
-        if where is not None:
-            places *= where.astype(np.int32)  # place 0 holds TAIL
+        places += bytes_read + (added > 0) * np.int32(size)
         found: IntArray = self._known.take(places, mode="clip")
-        if (missing := found == _UNKNOWN).any():
-            wanted = np.unique(places[missing])
+        if found.min(initial=TAIL) == _UNKNOWN:
+            wanted = np.unique(places[found == _UNKNOWN])
             tokens = np.searchsorted(self._offsets, wanted % size, side="right") - 1
             self._known[wanted] = self._look_up(tokens, wanted % size - self._offsets[tokens], wanted >= size)
             found = self._known.take(places)
