@@ -112,6 +112,13 @@ def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
     """First token of the target's own encoding of each text, TAIL where it does not begin the text."""
     found = np.full(len(texts), TAIL, np.int32)
     readable = [(index, text) for index, raw in enumerate(texts) if (text := _decoded(raw))]
+    if target.drops_space:  # it writes " word" only as the first word of a text, so this is asked first
+        words = [(index, text) for index, text in readable if text.startswith(" ")]
+        firsts = target.first_tokens([text for _, text in words], beginning=True)
+        for (index, text), first in zip(words, firsts, strict=True):
+            if first is not None and _begins(texts[index], text, first, target):
+                found[index] = first
+        readable = [(index, text) for index, text in readable if found[index] == TAIL]
     firsts = target.first_tokens([text for _, text in readable])
     refused = []
     for (index, text), first in zip(readable, firsts, strict=True):

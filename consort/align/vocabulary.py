@@ -147,6 +147,12 @@ class Vocabulary:
         return (self.token_bytes[self.encode("a")[0]] or b"").startswith(b" ")
 
     @cached_property
+    def drops_space(self) -> bool:
+        """Whether the space before a word inside a text is lost: such a tokenizer splits at white space."""
+        first = self.first_tokens([" a"])[0]
+        return first is None or not (self.token_bytes[first] or b"").startswith(b" ")
+
+    @cached_property
     def _encoder(self) -> Tokenizer:
         return _build(self.spec)
 
