@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from consort.align.vocab_map import TAIL, VocabMap
 
 if TYPE_CHECKING:
     from consort.align.byte_spans import Spans
-    from consort.types import FloatArray, IntArray
-
-    BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+    from consort.types import BoolArray, FloatArray, IntArray
 
 
-_BLOCK_SLOTS = 1 << 16  # what a block works on stays in the cache; smaller ones pay more in calls than it gains
+_BLOCK_SLOTS = 1 << 16  # sorted at a time; smaller blocks pay more in calls than the cache gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +93,25 @@ def transfer_batch(
     """
     rows, wanted = _lay_out(sources, targets)
     assert len(teacher.ids) == len(rows.position), "one teacher row more than it has tokens, for each text"
+    assert mapping.target.size.bit_length() + teacher.ids.shape[1].bit_length() < 32, (
+        "id and slot fit into 32 bits"
+    )
+    # 1) every row as if the map held there, then the rows where it does not: fewer calls than in two parts
     steps = _Steps.of(rows, wanted, teacher, mapping, condition=condition)
-    # 1) every row as the map says, then the rows of which more is known
-    ids_UK = mapping.target_ids.take(teacher.ids.take(steps.source, axis=0), mode="clip")
-    probs_UK = teacher.probs.take(steps.source, axis=0)
+    ids_UK: IntArray = mapping.target_ids.take(teacher.ids.take(steps.source, axis=0), mode="clip")
+    probs_UK = teacher.probs.take(steps.source, axis=0).astype(np.float32, copy=False)
     _even_spaces(ids_UK, teacher, steps, mapping)
     _condition(ids_UK, probs_UK, teacher, steps, mapping)
     _set_actual(ids_UK, teacher, steps, mapping)
     ids_UK[~(steps.shared | steps.inside)] = TAIL
     # 2) add what meets
-    block_rows = max(1, min(_BLOCK_SLOTS, 1 << (32 - mapping.target.size.bit_length())) // ids_UK.shape[1])
+    place_bits = 32 - mapping.target.size.bit_length()
+    block_rows = min(_BLOCK_SLOTS, 1 << place_bits) // ids_UK.shape[1]
     for first in range(0, len(ids_UK), block_rows):
         block = slice(first, first + block_rows)
-        _merge(ids_UK[block], probs_UK[block], mapping.target.size)
+        _merge(ids_UK[block], probs_UK[block], place_bits)
     total_U = np.einsum("uk->u", probs_UK)
-    mask_U = steps.shared | (total_U > 0)
-    return SparseRows(ids_UK, probs_UK, np.maximum(1.0 - total_U, 0.0), mask_U)
+    return SparseRows(ids_UK, probs_UK, np.maximum(1.0 - total_U, 0.0), steps.shared | (total_U > 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class _Rows:
     end: IntArray
     token: IntArray  # -1 at the end of a text
     added: IntArray
-    cut: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    cut: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,7 @@ class _Steps:
     added: IntArray  # 1 where the gold token has such a space
 
     @staticmethod
-    def of(
-        rows: _Rows, wanted: _Rows, teacher: SparseRows, mapping: VocabMap, *, condition: bool
-    ) -> _Steps:
+    def of(rows: _Rows, wanted: _Rows, teacher: SparseRows, mapping: VocabMap, *, condition: bool) -> _Steps:
         source = _last_cuts(rows, wanted)
         begun = wanted.position - rows.start[source]
         taught = wanted.cut & teacher.mask[source]
@@ -160,10 +159,10 @@ def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows,
         for pair in zip(sources, targets, strict=True)
     ]
     bases = list(accumulate((end + 1 for end in ends), initial=0))
-    texts, count = [*sources, *targets], [sum(len(text.ids) + 1 for text in side) for side in (sources, targets)]
-    position, start, end, token, added = rows = np.empty((5, sum(count)), np.int32)
+    num_source, num_target = (sum(len(text.ids) + 1 for text in side) for side in (sources, targets))
+    position, start, end, token, added = np.empty((5, num_source + num_target), np.int32)
     row = 0
-    for text, base, length in zip(texts, bases[:-1] * 2, ends * 2, strict=True):
+    for text, base, length in zip([*sources, *targets], bases[:-1] * 2, ends * 2, strict=True):
         last = row + len(text.ids)
         position[row] = base
         np.add(text.ends, base, out=position[row + 1 : last + 1])
@@ -178,7 +177,12 @@ def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows,
     stands = position[cuts]
     # a token that read no byte: the row before it stands there
     cut[cuts[1:][stands[1:] == stands[:-1]]] = False
-    return _Rows(*rows[:, : count[0]], cut[: count[0]]), _Rows(*rows[:, count[0] :], cut[count[0] :])
+    cut[num_source] = True  # but that is another side's
+    sides = slice(num_source), slice(num_source, None)
+    source, target = (
+        _Rows(position[side], start[side], end[side], token[side], added[side], cut[side]) for side in sides
+    )
+    return source, target
 
 
 def _last_cuts(rows: _Rows, wanted: _Rows) -> IntArray:
@@ -194,7 +198,7 @@ def _even_spaces(ids_UK: IntArray, teacher: SparseRows, steps: _Steps, mapping: 
     rows = np.flatnonzero(steps.shared & (steps.read != steps.added))
     if len(rows):
         from_DK = teacher.ids[steps.source[rows]]
-        read_DK = np.where(mapping.opens_word.take(from_DK, mode="clip"), steps.read[rows, None], 0)
+        read_DK = mapping.opening_spaces.take(from_DK, mode="clip") * steps.read[rows, None]
         ids_UK[rows] = mapping.remainders(from_DK, read_DK, steps.added[rows, None])
 
 
@@ -208,7 +212,7 @@ def _condition(
     # 1) keep the tokens that begin like the actual one, and what they had
     source_Q, read_Q = steps.source[rows], steps.read[rows]
     from_QK, probs_QK = teacher.ids[source_Q], teacher.probs[source_Q]
-    begins_QK = mapping.begin_alike(from_QK, steps.actual[rows], read_Q)
+    begins_QK = mapping.source.beginnings.alike(from_QK, steps.actual[rows], read_Q)
     probs_QK *= begins_QK
     total_Q = np.einsum("qk->q", probs_QK)
     probs_QK *= ((1.0 - teacher.rest[source_Q]) / np.where(total_Q > 0, total_Q, np.float32(1)))[:, None]
@@ -231,10 +235,9 @@ def _set_actual(ids_UK: IntArray, teacher: SparseRows, steps: _Steps, mapping: V
     ids_UK[rows[found], slots] = steps.gold[rows[found]]
 
 
-def _merge(ids_BK: IntArray, probs_BK: FloatArray, size: int) -> None:
+def _merge(ids_BK: IntArray, probs_BK: FloatArray, place_bits: int) -> None:
     """In place: equal ids of a row become one slot with their sum; the tail's slots become unused."""
     # 1) sorting numbers made of id and place brings equal ids together, and says where they were
-    place_bits = 32 - size.bit_length()
     keys_BK = ids_BK.view(np.uint32) << np.uint32(place_bits)
     keys_BK |= np.arange(ids_BK.size, dtype=np.uint32).reshape(ids_BK.shape)
     keys_BK.sort(axis=1)
@@ -243,7 +246,7 @@ def _merge(ids_BK: IntArray, probs_BK: FloatArray, size: int) -> None:
     alike_BK = np.zeros(ids_BK.shape, bool)
     alike = alike_BK.reshape(-1)
     np.less(keys[1:] ^ keys[:-1], np.uint32(1 << place_bits), out=alike[1:])
-    alike &= keys < np.uint32(size << place_bits)
+    alike &= keys < np.uint32((1 << 32) - (1 << place_bits))
     alike_BK[:, 0] = False
     # 3) runs of equal ids: the later ones join the first
     again = np.flatnonzero(alike)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from consort.align.beginnings import Beginnings
 from consort.align.byte_spans import Spans, locate
 from consort.align.token_bytes import Json, token_bytes, without_added_space
 from consort.errors import DataError, ModelError
@@ -140,6 +141,11 @@ class Vocabulary:
     def lengths(self) -> IntArray:
         """Bytes of each token, 0 where it has none; one more 0 stands for every id beyond the vocabulary."""
         return np.array([*(len(piece or b"") for piece in self.token_bytes), 0], np.int32)
+
+    @cached_property
+    def beginnings(self) -> Beginnings:
+        """Which tokens begin with the same bytes."""
+        return Beginnings.of(self.token_bytes)
 
     @cached_property
     def adds_space(self) -> bool:
