@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # as strings: importing consort does not import numpy
 IntArray: TypeAlias = "NDArray[np.integer[Any]]"
 FloatArray: TypeAlias = "NDArray[np.floating[Any]]"
+BoolArray: TypeAlias = "NDArray[np.bool_]"
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 Capability: TypeAlias = Literal[
