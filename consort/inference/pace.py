@@ -1,12 +1,16 @@
 """When drafts pay, and how far they should go: measured, not assumed.
 
-The verifier never waits for a draft, so an answer takes so long a token without drafts (`plain`) and so long
-with them (`drafted`); both are measured as answers go, and drafting stops where it does not pay (the
-off-switch). How far a draft goes follows from two times: a first piece is drafted in half a pass of the
-verifier, so that it is there when the next pass begins; a further one, less urgent, in a whole pass. And it
-follows from the drafter's own certainty: a path is followed as long as its chance is above `least`, so that
-sure drafts are long and thin, doubtful ones short and wide. `spread`, which turns the drafter's scores into
-chances, is corrected until predicted and measured acceptance agree.
+An answer takes so long a token without drafts (`plain`) and so long with them (`drafted`); both are measured
+as answers go, and drafting stops where it does not pay (the off-switch).
+
+A verifier far away never waits for a draft. How far one goes follows from two times: a first piece is drafted
+in half a pass of the verifier, so that it is there when the next pass begins; a further one, less urgent, in
+a whole pass. And it follows from the drafter's own certainty: a path is followed as long as its chance is
+above `least`, so that sure drafts are long and thin, doubtful ones short and wide. `spread`, which turns the
+drafter's scores into chances, is corrected until predicted and measured acceptance agree.
+
+A verifier on this machine waits (`shape_in_turn`): what one computes, the other does not, so a chain is
+followed as long as a token's chance times what it saves, a pass, is more than drafting it costs.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ WORTH = 0.98  # drafted_s must be below this share of plain_s
 LONGEST_PAUSE = 16  # answers without drafts after they did not pay, then another attempt
 FIRST, DEEPEST, WIDEST = 4, 8, 3
 LEAST = 0.04  # a node costs the verifier and the link about as much of what a token saves
+IN_TURN = 16  # tokens at most while the verifier waits: the chance ends a draft before
+SUREST = 0.9  # a drafter is asked at least this much
 
 
 @dataclass(slots=True)
@@ -53,6 +59,7 @@ class Pace:
     drafted: Rate = field(default_factory=Rate)  # while there is drafting, also where it foresaw nothing
     step_s: float | None = None  # between two pieces of an answer: a pass of the verifier
     level_s: float | None = None  # of the drafter
+    draft: Rate = field(default_factory=Rate)  # a drafted token's time while the verifier waits
     acceptance: float = 0.8  # of a drafted token whose predecessors were right
     spread: float = 0.7
     paused: int = 0  # answers yet to come without drafts
@@ -85,7 +92,7 @@ class Pace:
     def gave_up(self) -> None:
         """Drafts did not pay: pause, and forget how slow they were, to give the next attempt its chance."""
         self.paused, self.next_pause = self.next_pause, min(LONGEST_PAUSE, 2 * self.next_pause)
-        self.drafted, self.drafted_tokens = Rate(), 0
+        self.drafted, self.drafted_tokens, self.draft = Rate(), 0, Rate()
 
     def shape(self, *, ahead: bool = False) -> DraftShape:
         """How far the next draft goes, which may continue one that the verifier does not know yet."""
@@ -94,16 +101,27 @@ class Pace:
             depth = min(depth, max(2, round(self.step_s / (self.level_s * (1 if ahead else 2)))))
         return DraftShape(depth=depth, width=WIDEST, least=LEAST, spread=self.spread)
 
+    def shape_in_turn(self) -> DraftShape:
+        """How far the next draft goes, for which the verifier waits."""
+        draft_s, plain_s = self.draft.token_s, self.plain.token_s
+        least = 0.5 if draft_s is None or plain_s is None else min(SUREST, max(LEAST, draft_s / plain_s))
+        return DraftShape(depth=IN_TURN, width=1, least=least, spread=self.spread)
+
     def levels(self, levels: int, seconds: float) -> None:
         """A draft of so many levels took so long."""
-        self.level_s = _averaged(self.level_s, seconds / max(1, levels))
+        self.draft.add(levels, seconds)
+        if levels:
+            self.level_s = _averaged(self.level_s, seconds / levels)
 
-    def came(self, tokens: int, seconds: float, *, foreseen: bool, drafting: bool) -> None:
-        """A piece of so many tokens came so long after the one before; whether there was a draft of it, and
-        whether drafts were wanted."""
-        self.step_s = _averaged(self.step_s, seconds)
+    def came(
+        self, tokens: int, seconds: float, *, pass_s: float | None = None, foreseen: bool, drafting: bool
+    ) -> None:
+        """A piece of so many tokens came so long after the one before, of which the verifier did not wait
+        for `pass_s` (all of them); whether there was a draft of it, and whether drafts were wanted."""
+        pass_s = seconds if pass_s is None else pass_s
+        self.step_s = _averaged(self.step_s, pass_s)
         if not foreseen and tokens == 1:  # several were foreseen, if not by what is pending now
-            self.plain.add(tokens, seconds)
+            self.plain.add(tokens, pass_s)
             self.plain_tokens += tokens
         if drafting:
             self.drafted.add(tokens, seconds)

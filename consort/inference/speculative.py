@@ -2,10 +2,10 @@
 one pass. The answer is the cloud's own, bit for bit, at every temperature and whatever is drafted.
 
 Drafts are guesses about an answer that the cloud writes anyway: it draws each token with noise that seed,
-position and token alone decide (shared-randomness coupling, arXiv 2408.07978), goes as far in one pass as the
-draft foresaw, and never waits. The drafter works ahead of the reply: as long as its path is likely it drafts
-on, and when the answer goes another way the next message begins after the cloud's own token. Decides nothing
-about networks: `Writing` may be in this process or far away.
+position and token alone decide (shared-randomness coupling, arXiv 2408.07978) and goes as far in one pass as
+the draft foresaw. A cloud far away never waits. The drafter works ahead of the reply: as long as its path is
+likely it drafts on, and when the answer goes another way the next message begins after the cloud's own token.
+A cloud in this process computes on the same cores, and there is no round trip to hide: the two take turns.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class _Run:
     chances: list[float] = field(default_factory=list)  # of the pending first path's tokens, each by itself
     news: asyncio.Event = field(default_factory=asyncio.Event)
     off: str = ""  # why nothing is drafted any more
+    in_turn: bool = False  # the verifier waits for drafts
     drafted: int = 0
     accepted: int = 0
     pieces: int = 0
@@ -110,18 +111,24 @@ class _Run:
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The answer, each piece by who foresaw it."""
-        if self.pace.begins():
-            self.task = asyncio.create_task(self._draft())
-        else:
+        if not self.pace.begins():
             self.off = "did not pay lately"
+        elif self.writing.pause_at(None if self.pace.is_trial() else 1):
+            self.in_turn = True
+        else:
+            self.task = asyncio.create_task(self._draft())
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
-        before_s = time.monotonic()
+        before_s = asked_s = time.monotonic()
         async for written in self.writing.written():
             now_s = time.monotonic()
             if self.pieces and written.ids:  # the first came after the prompt was read
-                drafting = not (self.off or self.pace.is_trial())
-                foreseen = bool(self.pending.ids)
-                self.pace.came(len(written.ids), now_s - before_s, foreseen=foreseen, drafting=drafting)
+                self.pace.came(
+                    len(written.ids),
+                    now_s - before_s,
+                    pass_s=now_s - max(before_s, asked_s),
+                    foreseen=bool(self.pending.ids),
+                    drafting=not (self.off or self.pace.is_trial()),
+                )
             before_s, self.pieces = now_s, self.pieces + 1
             if not written.ids and written.finish_reason is None:
                 self._forget()
@@ -139,6 +146,9 @@ class _Run:
                 yield Chunk("", self.cloud, finish, usage)
                 return
             self._reconsider()
+            if self.in_turn:
+                await self._take_turn()
+                asked_s = time.monotonic()
 
     async def close(self) -> None:
         """Stop drafting and writing, whatever the end."""
@@ -223,6 +233,20 @@ class _Run:
         except ConsortError as error:  # the answer needs no drafts
             self.off = f"the drafter failed: {error.code}"
 
+    async def _take_turn(self) -> None:
+        """Draft while the verifier waits, and let it make a pass; where nothing is to be drafted, let it
+        write on."""
+        if not self.off and not self.pace.is_trial():
+            try:
+                if self.drafting is None:
+                    self.drafting = await self.drafter.open(self.request)
+                await self._draft_on(self.pace.shape_in_turn(), 1.0)
+            except ConsortError as error:
+                self.off = f"the drafter failed: {error.code}"
+            except Exception as error:  # of the drafter's code, as in `close`: the answer needs no drafts
+                self.off = f"the drafter failed: {type(error).__name__}"
+        self.writing.pause_at(None if self.off or self.pace.is_trial() else len(self.answer) + 1)
+
     async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
@@ -230,9 +254,11 @@ class _Run:
         began_s = time.monotonic()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
         took_s = time.monotonic() - began_s
-        if not draft.ids or not is_sound(draft, self.vocabulary.size):
+        if not is_sound(draft, self.vocabulary.size):
             return False
-        self.pace.levels(1 + max(depths(draft.parents)), took_s)
+        self.pace.levels(1 + max(depths(draft.parents), default=-1), took_s)
+        if not draft.ids:
+            return False
         held = self.pending
         self.pending = joined(held, self.answer, len(believed), draft)
         if self.pending is held:  # the answer went another way meanwhile
