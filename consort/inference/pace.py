@@ -16,6 +16,8 @@ followed as long as a token's chance times what it saves, a pass, is more than d
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from consort.types import DraftShape
@@ -55,6 +57,7 @@ class Rate:
 class Pace:
     """What was measured between one drafter and one verifier; lives as long as they do."""
 
+    clock: Callable[[], float] = time.monotonic  # of the seconds that are to be saved
     plain: Rate = field(default_factory=Rate)  # without drafts
     drafted: Rate = field(default_factory=Rate)  # while there is drafting, also where it foresaw nothing
     step_s: float | None = None  # between two pieces of an answer: a pass of the verifier
@@ -101,11 +104,11 @@ class Pace:
             depth = min(depth, max(2, round(self.step_s / (self.level_s * (1 if ahead else 2)))))
         return DraftShape(depth=depth, width=WIDEST, least=LEAST, spread=self.spread)
 
-    def shape_in_turn(self) -> DraftShape:
-        """How far the next draft goes, for which the verifier waits."""
+    def shape_in_turn(self, room: int) -> DraftShape:
+        """How far the next draft goes, for which the verifier waits; no further than `room` tokens."""
         draft_s, plain_s = self.draft.token_s, self.plain.token_s
         least = 0.5 if draft_s is None or plain_s is None else min(SUREST, max(LEAST, draft_s / plain_s))
-        return DraftShape(depth=IN_TURN, width=1, least=least, spread=self.spread)
+        return DraftShape(depth=min(IN_TURN, room), width=1, least=least, spread=self.spread)
 
     def levels(self, levels: int, seconds: float) -> None:
         """A draft of so many levels took so long."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
@@ -118,9 +117,9 @@ class _Run:
         else:
             self.task = asyncio.create_task(self._draft())
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
-        before_s = asked_s = time.monotonic()
+        before_s = asked_s = self.pace.clock()
         async for written in self.writing.written():
-            now_s = time.monotonic()
+            now_s = self.pace.clock()
             if self.pieces and written.ids:  # the first came after the prompt was read
                 self.pace.came(
                     len(written.ids),
@@ -146,9 +145,9 @@ class _Run:
                 yield Chunk("", self.cloud, finish, usage)
                 return
             self._reconsider()
-            if self.in_turn:
+            if self.in_turn:  # after what was written is out
                 await self._take_turn()
-                asked_s = time.monotonic()
+                asked_s = self.pace.clock()
 
     async def close(self) -> None:
         """Stop drafting and writing, whatever the end."""
@@ -234,26 +233,30 @@ class _Run:
             self.off = f"the drafter failed: {error.code}"
 
     async def _take_turn(self) -> None:
-        """Draft while the verifier waits, and let it make a pass; where nothing is to be drafted, let it
-        write on."""
-        if not self.off and not self.pace.is_trial():
-            try:
+        """Draft while the verifier waits, and let it make a pass; where no drafts are wanted, let it write
+        on."""
+        if self.pace.is_trial():
+            return
+        room = self.request.max_tokens - len(self.answer) - 1  # the pass itself writes one
+        try:
+            if not self.off and room > 0:
                 if self.drafting is None:
                     self.drafting = await self.drafter.open(self.request)
-                await self._draft_on(self.pace.shape_in_turn(), 1.0)
-            except ConsortError as error:
-                self.off = f"the drafter failed: {error.code}"
-            except Exception as error:  # of the drafter's code, as in `close`: the answer needs no drafts
-                self.off = f"the drafter failed: {type(error).__name__}"
-        self.writing.pause_at(None if self.off or self.pace.is_trial() else len(self.answer) + 1)
+                await self._draft_on(self.pace.shape_in_turn(room), 1.0)
+        except ConsortError as error:
+            self.off = f"the drafter failed: {error.code}"
+        except Exception as error:  # of the drafter's code, as in `close`: the answer needs no drafts
+            self.off = f"the drafter failed: {type(error).__name__}"
+        self.in_turn = not self.off
+        self.writing.pause_at(len(self.answer) + 1 if self.in_turn else None)
 
     async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
         believed = [*self.answer, *self._path()]
-        began_s = time.monotonic()
+        began_s = self.pace.clock()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
-        took_s = time.monotonic() - began_s
+        took_s = self.pace.clock() - began_s
         if not is_sound(draft, self.vocabulary.size):
             return False
         self.pace.levels(1 + max(depths(draft.parents), default=-1), took_s)
