@@ -24,6 +24,7 @@ from consort.types import DraftShape
 
 MEMORY = 0.1  # weight of the newest measurement
 WINDOW_TOKENS = 64  # over which a token's time is averaged
+WINDOW_DRAFTS = 64
 TRIAL_TOKENS = 8  # without drafts at first
 JUDGED_TOKENS = 48  # with them before it is judged whether they pay: the first ones come late
 WORTH = 0.98  # drafted_s must be below this share of plain_s
@@ -31,7 +32,12 @@ LONGEST_PAUSE = 16  # answers without drafts after they did not pay, then anothe
 FIRST, DEEPEST, WIDEST = 4, 8, 3
 LEAST = 0.04  # a node costs the verifier and the link about as much of what a token saves
 IN_TURN = 16  # tokens at most while the verifier waits: the chance ends a draft before
-SUREST = 0.9  # a drafter is asked at least this much
+UNMEASURED = 0.4  # the least chance until it is known what a drafted token costs
+SUREST = 0.9  # a drafter of which more is asked drafts nothing
+
+
+def _wall_s() -> float:
+    return time.monotonic()  # looked up at each call: virtual time puts another in its place
 
 
 @dataclass(slots=True)
@@ -54,21 +60,50 @@ class Rate:
 
 
 @dataclass(slots=True)
+class Growth:
+    """What each further token of a draft takes, of late: the slope of a line through drafts' lengths and
+    seconds. What a draft of any length takes is not in it: whether to draft at all is not asked here."""
+
+    weight: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    tokens_squared: float = 0.0
+    product: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """A draft of so many tokens took so long."""
+        kept = 1 - 1 / WINDOW_DRAFTS
+        self.weight = kept * self.weight + 1
+        self.tokens = kept * self.tokens + tokens
+        self.seconds = kept * self.seconds + seconds
+        self.tokens_squared = kept * self.tokens_squared + tokens**2
+        self.product = kept * self.product + tokens * seconds
+
+    @property
+    def token_s(self) -> float | None:
+        """None where all drafts were as long as each other."""
+        spread = self.weight * self.tokens_squared - self.tokens**2
+        if spread <= 1e-9 * self.weight**2:
+            return None
+        return (self.weight * self.product - self.tokens * self.seconds) / spread
+
+
+@dataclass(slots=True)
 class Pace:
     """What was measured between one drafter and one verifier; lives as long as they do."""
 
-    clock: Callable[[], float] = time.monotonic  # of the seconds that are to be saved
     plain: Rate = field(default_factory=Rate)  # without drafts
     drafted: Rate = field(default_factory=Rate)  # while there is drafting, also where it foresaw nothing
     step_s: float | None = None  # between two pieces of an answer: a pass of the verifier
     level_s: float | None = None  # of the drafter
-    draft: Rate = field(default_factory=Rate)  # a drafted token's time while the verifier waits
+    growth: Growth = field(default_factory=Growth)  # of drafts for which the verifier waits
     acceptance: float = 0.8  # of a drafted token whose predecessors were right
     spread: float = 0.7
     paused: int = 0  # answers yet to come without drafts
     next_pause: int = 1  # twice as long each time, until drafts pay again: one answer may be a bad one
     plain_tokens: int = 0
     drafted_tokens: int = 0
+    clock: Callable[[], float] = _wall_s  # of the seconds that are to be saved
 
     def begins(self) -> bool:
         """An answer begins; whether it is to be drafted."""
@@ -95,7 +130,7 @@ class Pace:
     def gave_up(self) -> None:
         """Drafts did not pay: pause, and forget how slow they were, to give the next attempt its chance."""
         self.paused, self.next_pause = self.next_pause, min(LONGEST_PAUSE, 2 * self.next_pause)
-        self.drafted, self.drafted_tokens, self.draft = Rate(), 0, Rate()
+        self.drafted, self.drafted_tokens = Rate(), 0
 
     def shape(self, *, ahead: bool = False) -> DraftShape:
         """How far the next draft goes, which may continue one that the verifier does not know yet."""
@@ -106,13 +141,14 @@ class Pace:
 
     def shape_in_turn(self, room: int) -> DraftShape:
         """How far the next draft goes, for which the verifier waits; no further than `room` tokens."""
-        draft_s, plain_s = self.draft.token_s, self.plain.token_s
-        least = 0.5 if draft_s is None or plain_s is None else min(SUREST, max(LEAST, draft_s / plain_s))
+        token_s, plain_s = self.growth.token_s, self.plain.token_s
+        least = UNMEASURED if token_s is None or plain_s is None else token_s / plain_s
+        least = min(SUREST, max(LEAST, least))
         return DraftShape(depth=min(IN_TURN, room), width=1, least=least, spread=self.spread)
 
     def levels(self, levels: int, seconds: float) -> None:
         """A draft of so many levels took so long."""
-        self.draft.add(levels, seconds)
+        self.growth.add(levels, seconds)
         if levels:
             self.level_s = _averaged(self.level_s, seconds / levels)
 
@@ -129,6 +165,16 @@ class Pace:
         if drafting:
             self.drafted.add(tokens, seconds)
             self.drafted_tokens += tokens
+
+    def measured_ms(self) -> dict[str, float]:
+        """What is known of the times, for the receipt."""
+        known = {
+            "plain_ms": self.plain.token_s,
+            "drafted_ms": self.drafted.token_s,
+            "step_ms": self.step_s,
+            "level_ms": self.level_s,
+        }
+        return {name: round(1e3 * value, 3) for name, value in known.items() if value is not None}
 
     def judged(self, chance: float, right: bool) -> None:
         """A drafted token that was thought to have this chance was right, or not."""

@@ -13,15 +13,16 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Protocol, cast
 
 from consort.align import Vocabulary
 from consort.errors import ConsortError, RequestError
 from consort.inference.pace import Pace
 from consort.inference.single import answered_by, cloud_of
+from consort.inference.streams import by_author
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.text import TextWriter
 from consort.models.drafts import NOTHING, below, child, depths, first_path, is_sound, joined
@@ -163,13 +164,6 @@ class _Run:
     def told(self) -> dict[str, float | int | str]:
         """For the receipt: what was drafted, and by what measurements it was decided."""
         pace, shape = self.pace, self.pace.shape()
-        measured = {
-            "plain_ms": pace.plain.token_s,
-            "drafted_ms": pace.drafted.token_s,
-            "step_ms": pace.step_s,
-            "level_ms": pace.level_s,
-            "rtt_ms": self.writing.rtt_s,
-        }
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
             "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
@@ -185,7 +179,7 @@ class _Run:
             "width": shape.width,
             "off": self.off,
         }
-        return told | {name: round(1e3 * value, 3) for name, value in measured.items() if value is not None}
+        return told | pace.measured_ms() | {"rtt_ms": round(1e3 * self.writing.rtt_s, 3)}
 
     def _take(self, ids: tuple[int, ...]) -> tuple[list[str], str]:
         """Tokens of the answer: who foresaw each, and what had been drafted in place of the last."""
@@ -285,14 +279,3 @@ class _Run:
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(self.vocabulary.token_bytes[token] or b"" for token in ids).decode(errors="replace")
-
-
-def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]:
-    """Pieces of text and their authors as chunks, one for each run of an author; the last with what was
-    struck."""
-    runs = [
-        ("".join(text for text, _ in run), author)
-        for author, run in groupby([piece for piece in pieces if piece[0]], key=lambda piece: piece[1])
-    ]
-    for place, (text, author) in enumerate(runs):
-        yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")

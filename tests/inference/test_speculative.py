@@ -19,6 +19,7 @@ from consort.inference.pace import (
     LONGEST_PAUSE,
     SUREST,
     TRIAL_TOKENS,
+    UNMEASURED,
     Pace,
     Rate,
 )
@@ -311,16 +312,17 @@ def test_drafts_stop_where_they_do_not_pay_and_are_tried_again():
 
 def test_in_turn_a_draft_goes_as_far_as_a_token_is_worth_what_it_costs():
     least = []
-    for draft_s in (0.0001, 0.001, 0.003, 0.008, 0.02):
+    assert Pace().shape_in_turn(5).least == UNMEASURED
+    for token_s in (0.0001, 0.001, 0.003, 0.008, 0.02):
         pace = Pace()
         pace.came(1, 0.020, pass_s=0.010, foreseen=False, drafting=True)  # a draft of nothing, then a pass
         assert pace.plain.token_s == pytest.approx(0.010)
         assert pace.drafted.token_s == pytest.approx(0.020)
-        pace.levels(0, draft_s)
-        pace.levels(2, draft_s)
-        assert pace.level_s == draft_s / 2
+        for tokens in (0, 2, 1, 5):
+            pace.levels(tokens, 0.007 + tokens * token_s)  # however long any draft takes
+        assert pace.growth.token_s == pytest.approx(token_s)
         least.append(pace.shape_in_turn(5).least)
-    assert least == pytest.approx([LEAST, 0.1, 0.3, 0.8, SUREST], rel=0.02)
+    assert least == pytest.approx([LEAST, 0.1, 0.3, 0.8, SUREST])
     assert pace.shape_in_turn(5).depth == 5
     assert pace.shape_in_turn(500).depth == IN_TURN
 
