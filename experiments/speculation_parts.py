@@ -13,7 +13,7 @@ import os
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -181,7 +181,7 @@ class WireVerifier(Verifier):
 
     def __init__(self, cloud: Cloud, lm: LocalLM, resume_s: float) -> None:
         super().__init__(Endpoint(lm.name, "http://wire/v1", lm.name), resume_s=resume_s)
-        self._cloud, self.tokenizer = cloud, lm.tokenizer
+        self._cloud, self.tokenizer, self.is_stale = cloud, lm.tokenizer, False
 
     async def _opened_link(self) -> Connection:
         try:
@@ -195,6 +195,7 @@ class Recorder:
     """The part of `Service` that a pool needs; keeps what was recorded."""
 
     config: SimpleNamespace
+    door: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(admit=lambda key: None))
     rows: int = 0
 
     def record(self, row: object) -> None:
