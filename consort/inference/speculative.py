@@ -107,6 +107,7 @@ class _Run:
     drafted: int = 0
     accepted: int = 0
     pieces: int = 0
+    turns: int = 0  # drafts for which the verifier waited
     resumed: int = 0
 
     async def chunks(self) -> AsyncIterator[Chunk]:
@@ -163,7 +164,8 @@ class _Run:
 
     def told(self) -> dict[str, float | int | str]:
         """For the receipt: what was drafted, and by what measurements it was decided."""
-        pace, shape = self.pace, self.pace.shape()
+        pace = self.pace
+        shape = pace.shape_in_turn(self.request.max_tokens) if self.turns else pace.shape()
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
             "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
@@ -171,12 +173,14 @@ class _Run:
             "top_p": self.request.top_p,
             "max_tokens": self.request.max_tokens,
             "passes": self.pieces,
+            "turns": self.turns,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "resumed": self.resumed,
             "acceptance": round(pace.acceptance, 3),
             "depth": shape.depth,
             "width": shape.width,
+            "least": round(shape.least, 3),
             "off": self.off,
         }
         return told | pace.measured_ms() | {"rtt_ms": round(1e3 * self.writing.rtt_s, 3)}
@@ -236,6 +240,7 @@ class _Run:
             if not self.off and room > 0:
                 if self.drafting is None:
                     self.drafting = await self.drafter.open(self.request)
+                self.turns += 1
                 await self._draft_on(self.pace.shape_in_turn(room), 1.0)
         except ConsortError as error:
             self.off = f"the drafter failed: {error.code}"
