@@ -254,6 +254,11 @@ class Writing(Protocol):
         continues the first path of the draft before it."""
         ...
 
+    def pause_at(self, tokens: int | None) -> bool:
+        """Write until the answer has so many tokens, then wait for the next such word; None: write on.
+        False where the model never waits, because it is far away."""
+        ...
+
     async def close(self) -> None:
         """Write no further."""
         ...
