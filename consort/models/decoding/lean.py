@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from consort.models.decoding.layout import Layout, tree_layout
-from consort.models.decoding.parts import Decoder
+from consort.models.decoding.parts import Decoder, Layer
 from consort.models.decoding.room import Room, open_room
 
 
@@ -27,6 +27,7 @@ class Places:
     slots: slice | Tensor  # a slice where the rows lie side by side in the cache
     write_N: Tensor  # among the slots' positions, one slot after the other
     positions_N: Tensor  # in the texts
+    rotation_N1R: Tensor | None
     mask_BHTL: Tensor | None  # added to attention's scores
     causal: bool  # in place of a mask, where every row begins its text
     filled: int  # L
@@ -63,9 +64,10 @@ class LeanNetwork:
         """As `batch.Network` says."""
         lengths = [len(row) for row in rows]
         width = max(lengths)
-        padded = min(lengths) < width
-        if padded:
-            rows = [[*row, *[0] * (width - len(row))] for row in rows]
+        if min(lengths) < width:
+            padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        else:
+            padded = rows
         if trees is None:
             places = self._text_places(slots, starts, width)
         else:
@@ -73,14 +75,17 @@ class LeanNetwork:
                 trees, starts=starts, lengths=lengths, end=self.positions, device=self._cache.device
             )
             places = self._tree_places(layout, slots)
-        room = self._pass(self._tensor(rows), places)
-        wanted = None  # all
-        if every and padded:
-            wanted = [row * width + token for row, length in enumerate(lengths) for token in range(length)]
-        elif not every and width > 1:
-            wanted = [row * width + length - 1 for row, length in enumerate(lengths)]
-        norm, head = self.decoder.final_norm, self.decoder.head
-        x_ND = room.normed(norm) if wanted is None else norm(room.residual_ND[self._tensor(wanted)])
+        last = None
+        if not every and width > 1:
+            assert trees is None, "a tree is read for every node"
+            ends = [start + length - 1 for start, length in zip(starts, lengths, strict=True)]
+            rows_B = self._tensor([row * width + length - 1 for row, length in enumerate(lengths)])
+            last = rows_B, self._text_places(slots, ends, 1)
+        room = self._pass(self._tensor(padded), places, last)
+        x_ND = room.normed(self.decoder.final_norm)
+        if every and min(lengths) < width:
+            x_ND = x_ND[torch.cat([row * width + torch.arange(n) for row, n in enumerate(lengths)])]
+        head = self.decoder.head
         return head.into(x_ND.new_empty(len(x_ND), head.weight.shape[1]), x_ND)
 
     @torch.inference_mode()
@@ -98,45 +103,54 @@ class LeanNetwork:
     def _tensor(self, numbers: object) -> Tensor:
         return torch.tensor(numbers, device=self._cache.device)
 
-    def _pass(self, ids_BT: Tensor, places: Places) -> Room:
-        """Read tokens: hidden states before the last norm in the room's residual."""
+    def _pass(self, ids_BT: Tensor, places: Places, last: tuple[Tensor, Places] | None) -> Room:
+        """Read tokens: the room whose residual has their hidden states before the last norm. If only the
+        `last` of each row are asked for, the others go through the last layer no further than the cache."""
         decoder = self.decoder
-        if self._room is None or self._room.shape != places.shape:
-            self._room = open_room(decoder, places.shape)
-        room, x_ND = self._room, self._room.residual_ND
+        room, kept = self._embedded(ids_BT, places), _kept(self._cache, places)
+        for layer, cache_HLD, (keys_BHLD, values_BHLD) in zip(decoder.layers, self._flat, kept, strict=True):
+            self._remember(layer, cache_HLD, room, places)
+            if last is not None and layer is decoder.layers[-1]:
+                (rows_B, places), whole = last, room
+                room, ((keys_BHLD, values_BHLD),) = self._room_for(places.shape), _kept(self._cache[-1:], places)
+                room.residual_ND.copy_(whole.residual_ND[rows_B])
+                room.qkv_NO.copy_(whole.qkv_NO[rows_B])
+            self._answer(layer, keys_BHLD, values_BHLD, room, places)
+        return room
+
+    def _room_for(self, shape: tuple[int, int]) -> Room:
+        if self._room is None or self._room.shape != shape:
+            self._room = open_room(self.decoder, shape)
+        return self._room
+
+    def _embedded(self, ids_BT: Tensor, places: Places) -> Room:
+        decoder, room = self.decoder, self._room_for(places.shape)
+        x_ND = room.residual_ND
         x_ND.copy_(F.embedding(ids_BT.flatten(), decoder.embedding_VD))
         if decoder.positions_CD is not None:
             positions_N = places.positions_N.clamp(max=len(decoder.positions_CD) - 1)
             x_ND.add_(F.embedding(positions_N, decoder.positions_CD))
         if decoder.embedding_norm is not None:
             x_ND.copy_(decoder.embedding_norm(x_ND))
-        rotation_N1R = None
-        if decoder.rotation_CR is not None:
-            rotation_N1R = decoder.rotation_CR.index_select(0, places.positions_N).unsqueeze(1)
-        side_by_side = isinstance(places.slots, slice)
-        slots = places.slots if side_by_side else slice(None)
-        filled = self._cache[:, :, slots, : places.filled].transpose(1, 2).chunk(2, 2)
-        kept = zip(filled[0].unbind(), filled[1].unbind(), strict=True)
-        for layer, flat, (keys_BHLD, values_BHLD) in zip(decoder.layers, self._flat, kept, strict=True):
-            layer.qkv.into(room.qkv_NO, room.normed(layer.attention_norm))
-            if layer.qk_norm is not None:
-                norm, weights_HD = layer.qk_norm
-                room.turned_NHD.copy_(norm(room.turned_NHD) * weights_HD)
-            if rotation_N1R is not None:
-                room.pairs_NHR.mul_(rotation_N1R)
-            flat.index_copy_(1, places.write_N, room.kept_HND)
-            if not side_by_side:
-                keys_BHLD, values_BHLD = keys_BHLD[places.slots], values_BHLD[places.slots]
-            attended_ND = self._attend(room, keys_BHLD, values_BHLD, places)
-            y_NI = room.normed(layer.mlp_norm) if decoder.parallel else None
-            layer.out.onto(x_ND, attended_ND)
-            layer.up.into(room.up_NI, room.normed(layer.mlp_norm) if y_NI is None else y_NI)
-            active_NI = decoder.activation(room.gate_NI)
-            layer.down.onto(x_ND, active_NI.mul_(room.value_NI) if decoder.gated else active_NI)
         return room
 
-    def _attend(self, room: Room, keys_BHLD: Tensor, values_BHLD: Tensor, places: Places) -> Tensor:
-        rows, width = places.shape
+    def _remember(self, layer: Layer, cache_HLD: Tensor, room: Room, places: Places) -> None:
+        """Queries, keys and values, turned by their positions; keys and values into the cache."""
+        layer.qkv.into(room.qkv_NO, room.normed(layer.attention_norm))
+        if layer.qk_norm is not None:
+            norm, weights_HD = layer.qk_norm
+            room.turned_NHD.copy_(norm(room.turned_NHD) * weights_HD)
+        if places.rotation_N1R is not None:
+            room.pairs_NHR.mul_(places.rotation_N1R)
+        cache_HLD.index_copy_(1, places.write_N, room.kept_HND)
+
+    def _answer(
+        self, layer: Layer, keys_BHLD: Tensor, values_BHLD: Tensor, room: Room, places: Places
+    ) -> None:
+        """The rest of the layer, onto the residual."""
+        decoder, x_ND, (rows, width) = self.decoder, room.residual_ND, places.shape
+        if not isinstance(places.slots, slice):
+            keys_BHLD, values_BHLD = keys_BHLD[places.slots], values_BHLD[places.slots]
         # queries that share a key stand one after the other, as more positions of it
         out_BHTD = F.scaled_dot_product_attention(
             room.queries_BHGTD.flatten(2, 3),
@@ -146,8 +160,12 @@ class LeanNetwork:
             is_causal=places.causal,
         )
         if width > 1:
-            out_BHTD = out_BHTD.reshape(rows, self.decoder.heads, width, -1).transpose(1, 2)
-        return out_BHTD.reshape(rows * width, -1)
+            out_BHTD = out_BHTD.reshape(rows, decoder.heads, width, -1).transpose(1, 2)
+        beside_ND = room.normed(layer.mlp_norm) if decoder.parallel else None
+        layer.out.onto(x_ND, out_BHTD.reshape(rows * width, -1))
+        layer.up.into(room.up_NI, room.normed(layer.mlp_norm) if beside_ND is None else beside_ND)
+        active_NI = decoder.activation(room.gate_NI)
+        layer.down.onto(x_ND, active_NI.mul_(room.value_NI) if decoder.gated else active_NI)
 
     def _text_places(self, slots: Sequence[int], starts: Sequence[int], width: int) -> Places:
         decoder, rows = self.decoder, len(starts)
@@ -183,12 +201,14 @@ class LeanNetwork:
         causal: bool,
         filled: int,
     ) -> Places:
-        slots_B = self._tensor(slots)
+        slots_B, positions_N = self._tensor(slots), positions_BT.flatten()
+        rotation_CR = self.decoder.rotation_CR
         first, end = slots[0], slots[-1] + 1
         return Places(
             slots=slice(first, end) if end - first == len(slots) else slots_B,
             write_N=(slots_B[:, None] * (self.positions + 1) + columns_BT).flatten(),
-            positions_N=positions_BT.flatten(),
+            positions_N=positions_N,
+            rotation_N1R=None if rotation_CR is None else rotation_CR[positions_N, None],
             mask_BHTL=mask_BHTL,
             causal=causal,
             filled=filled,
@@ -202,3 +222,10 @@ class LeanNetwork:
         if self.decoder.slopes_H is not None:
             mask_BHTL = mask_BHTL + self.decoder.slopes_H[:, None, None] * column_positions
         return mask_BHTL
+
+
+def _kept(caches: Tensor, places: Places) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's keys and values [B, H, L, D]: the rows', or all slots' where the rows lie apart."""
+    slots = places.slots if isinstance(places.slots, slice) else slice(None)
+    keys, values = caches[:, :, slots, : places.filled].transpose(1, 2).chunk(2, 2)
+    return list(zip(keys.unbind(), values.unbind(), strict=True))
