@@ -65,9 +65,7 @@ class LeanNetwork:
         lengths = [len(row) for row in rows]
         width = max(lengths)
         if min(lengths) < width:
-            padded = [[*row, *[0] * (width - len(row))] for row in rows]
-        else:
-            padded = rows
+            rows = [[*row, *[0] * (width - len(row))] for row in rows]
         if trees is None:
             places = self._text_places(slots, starts, width)
         else:
@@ -81,7 +79,7 @@ class LeanNetwork:
             ends = [start + length - 1 for start, length in zip(starts, lengths, strict=True)]
             rows_B = self._tensor([row * width + length - 1 for row, length in enumerate(lengths)])
             last = rows_B, self._text_places(slots, ends, 1)
-        room = self._pass(self._tensor(padded), places, last)
+        room = self._pass(self._tensor(rows), places, last)
         x_ND = room.normed(self.decoder.final_norm)
         if every and min(lengths) < width:
             x_ND = x_ND[torch.cat([row * width + torch.arange(n) for row, n in enumerate(lengths)])]
@@ -112,7 +110,10 @@ class LeanNetwork:
             self._remember(layer, cache_HLD, room, places)
             if last is not None and layer is decoder.layers[-1]:
                 (rows_B, places), whole = last, room
-                room, ((keys_BHLD, values_BHLD),) = self._room_for(places.shape), _kept(self._cache[-1:], places)
+                room, ((keys_BHLD, values_BHLD),) = (
+                    self._room_for(places.shape),
+                    _kept(self._cache[-1:], places),
+                )
                 room.residual_ND.copy_(whole.residual_ND[rows_B])
                 room.qkv_NO.copy_(whole.qkv_NO[rows_B])
             self._answer(layer, keys_BHLD, values_BHLD, room, places)
@@ -206,9 +207,11 @@ class LeanNetwork:
         first, end = slots[0], slots[-1] + 1
         return Places(
             slots=slice(first, end) if end - first == len(slots) else slots_B,
-            write_N=(slots_B[:, None] * (self.positions + 1) + columns_BT).flatten(),
+            write_N=torch.add(columns_BT, slots_B[:, None], alpha=self.positions + 1).flatten(),
             positions_N=positions_N,
-            rotation_N1R=None if rotation_CR is None else rotation_CR[positions_N, None],
+            rotation_N1R=None
+            if rotation_CR is None
+            else rotation_CR.index_select(0, positions_N).unsqueeze(1),
             mask_BHTL=mask_BHTL,
             causal=causal,
             filled=filled,

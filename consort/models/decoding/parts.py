@@ -17,7 +17,7 @@ HALVED_ROWS = 3  # with fewer, products wait for each other more than for memory
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """A weight in float16, exactly, as FBGEMM lays it out: see `halved`."""
+    """A weight in float16, exactly, as FBGEMM lays it out: see `memory`."""
 
     packed: Any
     unit: float  # a power of two that the numbers are to be multiplied by
