@@ -110,10 +110,8 @@ class LeanNetwork:
             self._remember(layer, cache_HLD, room, places)
             if last is not None and layer is decoder.layers[-1]:
                 (rows_B, places), whole = last, room
-                room, ((keys_BHLD, values_BHLD),) = (
-                    self._room_for(places.shape),
-                    _kept(self._cache[-1:], places),
-                )
+                room = self._room_for(places.shape)
+                ((keys_BHLD, values_BHLD),) = _kept(self._cache[-1:], places)
                 room.residual_ND.copy_(whole.residual_ND[rows_B])
                 room.qkv_NO.copy_(whole.qkv_NO[rows_B])
             self._answer(layer, keys_BHLD, values_BHLD, room, places)
@@ -141,7 +139,7 @@ class LeanNetwork:
         if layer.qk_norm is not None:
             norm, weights_HD = layer.qk_norm
             room.turned_NHD.copy_(norm(room.turned_NHD) * weights_HD)
-        if places.rotation_N1R is not None:
+        if room.pairs_NHR is not None:
             room.pairs_NHR.mul_(places.rotation_N1R)
         cache_HLD.index_copy_(1, places.write_N, room.kept_HND)
 

@@ -24,7 +24,7 @@ class Room:
     queries_BHGTD: Tensor  # H keys, each of G queries
     kept_HND: Tensor  # keys and values
     turned_NHD: Tensor  # queries and keys
-    pairs_NHR: Tensor  # the same as complex numbers
+    pairs_NHR: Tensor | None  # the same as complex numbers, where they are turned
     up_NI: Tensor  # then its halves where the MLP is gated
     gate_NI: Tensor
     value_NI: Tensor
@@ -47,6 +47,9 @@ def open_room(decoder: Decoder, shape: tuple[int, int]) -> Room:
     qkv_NHD = qkv_NO.view(tokens, -1, dim)
     queries_BTHGD = qkv_NHD[:, : decoder.heads].view(rows, width, kv_heads, -1, dim)
     turned_NHD = qkv_NHD[:, : decoder.heads + kv_heads]
+    pairs_NHR = None
+    if decoder.rotation_CR is not None:
+        pairs_NHR = torch.view_as_complex(turned_NHD.view(tokens, -1, dim // 2, 2))
     up_NI = empty(tokens, layer.up.weight.shape[1])
     gate_NI, value_NI = up_NI.chunk(2, 1) if decoder.gated else (up_NI, up_NI)
     return Room(
@@ -58,7 +61,7 @@ def open_room(decoder: Decoder, shape: tuple[int, int]) -> Room:
         queries_BHGTD=queries_BTHGD.permute(0, 2, 3, 1, 4),
         kept_HND=qkv_NHD[:, decoder.heads :].transpose(0, 1),
         turned_NHD=turned_NHD,
-        pairs_NHR=torch.view_as_complex(turned_NHD.unflatten(2, (-1, 2))),
+        pairs_NHR=pairs_NHR,
         up_NI=up_NI,
         gate_NI=gate_NI,
         value_NI=value_NI,
