@@ -200,8 +200,8 @@ def as_markdown(result: dict) -> str:
         "",
         f"Commit {result['commit']}; {result['hardware']}; load {result['load']:.1f}. Greedy, float32, CPU "
         f"seconds, medians. Alone: {NEW_TOKENS} tokens at most, with the reading of the prompt (quartiles of "
-        f"the speed-up), and to the first token and after it. Eight: {LONG} tokens each, in the batch, and as "
-        "streams of `LocalLM`.",
+        f"the speed-up), and to the first token and after it. Eight: {LONG} tokens each, in the batch, and "
+        "as streams of `LocalLM`.",
         "",
         "| model | generate, tokens/s | ours, tokens/s | speed-up | first token, later tokens | equal "
         "| eight at once / one | as streams "
