@@ -139,7 +139,7 @@ class LeanNetwork:
         if layer.qk_norm is not None:
             norm, weights_HD = layer.qk_norm
             room.turned_NHD.copy_(norm(room.turned_NHD) * weights_HD)
-        if room.pairs_NHR is not None:
+        if room.pairs_NHR is not None and places.rotation_N1R is not None:
             room.pairs_NHR.mul_(places.rotation_N1R)
         cache_HLD.index_copy_(1, places.write_N, room.kept_HND)
 
