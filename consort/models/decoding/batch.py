@@ -51,7 +51,8 @@ class Network(Protocol):
     ) -> Logits:
         """Append tokens to the texts in `slots` (ascending), which hold `starts` tokens: logits [rows, V]
         after the last token of each row, or after `every` token, [tokens, V], row by row. `trees` are the
-        parents of all nodes after each text, of which the row's tokens are the last: see `layout`."""
+        parents of all nodes after each text, of which the row's tokens are the last: see `layout`; with
+        `every` only."""
         ...
 
     def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
