@@ -85,7 +85,9 @@ _CALLED_ENDS = (  # how what `_CALLED` matches ends, less spaces and marks
     "number", "num", "no", "nr", "code", "is", "was",
 )  # fmt: skip
 _SPACES_AND_MARKS = string.whitespace + "\u00a0\u2009\u202f.:=#"
-_CALLED_SOMETHING = re.compile(r"(?<![\w.-])[A-Za-z]{0,5}+-?+\d[A-Za-z\d-]{2,18}[A-Za-z\d](?![\w-]|[.,]\d)")
+_CALLED_SOMETHING = re.compile(
+    r"(?<![\w.-])[A-Z]{0,5}+-?+\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
+)
 _FEWEST_DIGITS = 4
 
 
