@@ -20,6 +20,7 @@ from consort.models.decoding.parts import Decoder, Halves, Linear
 
 # of a decoder; fewer stay in a processor's own cache, where there is nothing to be gained
 MANY_WEIGHTS = 1_000_000
+MOST_WEIGHTS = 100_000_000  # of more, copies would cost memory that nobody has counted on
 
 
 def arranged(decoder: Decoder) -> Decoder:
@@ -28,7 +29,7 @@ def arranged(decoder: Decoder) -> Decoder:
     for layer in decoder.layers:
         linears += [layer.qkv, layer.out, layer.up, layer.down]
     weights = sum(linear.weight.numel() for linear in linears)
-    if weights < MANY_WEIGHTS or not decoder.head.weight.is_cpu:
+    if not (MANY_WEIGHTS <= weights <= MOST_WEIGHTS and decoder.head.weight.is_cpu):
         return decoder
     # numpy, unlike torch, asks for large pages
     memory = torch.from_numpy(np.empty(weights, np.float32))
