@@ -12,12 +12,17 @@ import pytest
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
-from consort.gateway.deferring import deferral_of
+from consort.gateway.deferring import deferral_of, shows_states
 from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, load_proxy
 from consort.inference.proxy import proxy_agreement
+from consort.inference.token_file import save_token_need
+from consort.inference.token_fit import fit_token_need
+from consort.inference.white_box import states_of, vocabulary_of
 from consort.types import LM, Answer, Message, Request
 from tests.gateway.live import live
+from tests.inference.test_token_model import lessons
+from tests.inference.test_token_states import with_states
 
 EDGE = ServedModel(name="edge", model="zoo:edge-llama", answers=1, context_tokens=128)
 CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, context_tokens=128)
@@ -78,6 +83,34 @@ def test_what_cannot_defer_is_told_before_anything_listens(served, change, cloud
     models = [served[0], load_lm(FAR, CPU) if cloud == FAR else served[1]]
     with pytest.raises(ConfigError, match=words):
         deferral_of(config, models, has_cloud=cloud is not None, sessions=sessions)
+
+
+def test_a_scorer_that_reads_states_is_served_with_the_model_it_learned_from(tmp_path: Path, served) -> None:
+    """Told before anything listens where the edge shows no states, or other weights' states."""
+    cloud, seeing = served[1], load_lm(EDGE, CPU, sessions=2, shows_states=True)
+    file = tmp_path / "scorer"
+    config = ServeConfig(strategy="defer", token_scorer=str(file), llm_share=0.5)
+    assert shows_states(config)
+    assert not shows_states(ServeConfig())
+
+    def stored(states_sha256: str) -> None:
+        taught = with_states(lessons(24), 0, width=96)
+        save_token_need(fit_token_need(taught, vocabulary_of(seeing), states_sha256=states_sha256), file)
+
+    stored("elsewhere")
+    for edge, words in ((served[0], "shows none"), (seeing, "weights elsewhere, and the edge")):
+        with pytest.raises(ConfigError, match=words):
+            deferral_of(config, [edge, cloud], has_cloud=True, sessions=2)
+    stored(states_of(seeing))
+
+    async def work() -> None:
+        async with live(tmp_path, edges=[seeing], cloud=cloud) as here:
+            here.service.deferral = deferral_of(config, [seeing, cloud], has_cloud=True, sessions=2)
+            status, body = await here.ask(model="consort/defer", max_tokens=16, consort={"receipt": True})
+            assert (status, body["consort"]["receipt"]["notes"][0]["event"]) == (200, "written")
+
+    asyncio.run(work())
+    seeing.close()  # type: ignore[attr-defined]
 
 
 def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:

@@ -35,6 +35,8 @@ class LeanNetwork:
     """A decoder with a cache of `slots` texts of up to `positions` tokens each."""
 
     branches = True
+    shows_states = False
+    states: Tensor | None = None
 
     def __init__(self, decoder: Decoder, *, slots: int, positions: int) -> None:
         self.decoder, self.slots, self.positions = decoder, slots, positions
@@ -77,7 +79,10 @@ class LeanNetwork:
             x_ND = x_ND[(self._columns[:width] < self._tensor(lengths)[:, None]).flatten()]
         elif not every and width > 1:
             x_ND = x_ND[self._tensor([row * width + length - 1 for row, length in enumerate(lengths)])]
-        return self.decoder.head(self.decoder.final_norm(x_ND))
+        states_ND = self.decoder.final_norm(x_ND)
+        if self.shows_states:
+            self.states = states_ND.clone()  # a later pass may compute where they lie
+        return self.decoder.head(states_ND)
 
     @torch.inference_mode()
     def swap(self, slot: int, other: int, num_tokens: int) -> None:
