@@ -24,6 +24,7 @@ from consort.inference.token_need import SCORERS
 
 RESULTS = Path(__file__).parent / "results"
 RESAMPLES = 1000
+METRICS = {"rouge_l": rouge_l, "em": exact_match}
 PARTS = tuple(
     ((metric, domain), title, where)
     for metric, title in (("rouge_l", "Rouge-L"), ("em", "EM"))
@@ -45,11 +46,10 @@ def table(run: Path) -> None:
                 for device, file in zip(DEVICES, files, strict=True)
                 for base, told in zip(alone[device], json.loads(file.read_text()), strict=True)
             ]
-            for domain in ("both", "own", "public"):
+            for (metric, domain), _, _ in PARTS:
                 chosen = [row for row in rows if domain in ("both", row["domain"])]
-                for metric, measured in (("rouge_l", rouge_l), ("em", exact_match)):
-                    cells.append({"scorer": name, "goal": goal, "domain": domain, "metric": metric}
-                                 | judged(chosen, measured))  # fmt: skip
+                named = {"scorer": name, "goal": goal, "domain": domain, "metric": metric}
+                cells.append(named | judged(chosen, METRICS[metric]))
     differences = compared(cells)
     for cell in cells:
         del cell["drawn"]
@@ -169,14 +169,14 @@ def page(found: dict) -> str:
         lines.append(f"| {scorer} over {against} | {goal:g} | {' | '.join(shown)} |")
     lines += [
         "",
-        "**Labels.** Correlation of a scorer's values with the gains of questions left out; `states`",
+        "**Labels.** Correlation of a scorer's values with the gains of questions it did not learn from.",
+        "`states` reads so many principal components, of so many, of the edge's hidden state; without words,",
+        "the scorer does not see the question.",
+        "",
     ]
-    lines += ["reads so many principal components, of so many, of the edge's hidden state.", ""]
-    names = [*LEARNED, *SCORERS]
-    head = (
-        "| device | questions | tokens | differing | gaining | losing | cloud answer's gain | components | "
-    )
-    lines += [head + " | ".join(names) + " |", "|" + "---|" * (8 + len(names))]
+    names = [*LEARNED, *(f"{name}, no words" for name in LEARNED), *SCORERS]
+    known = ["device", "questions", "tokens", "differing", "gaining", "losing", "cloud's gain", "components"]
+    lines += [f"| {' | '.join(known + names)} |", "|" + "---|" * len(known + names)]
     for device, told in found["labels"].items():
         numbers = [str(told[name]) for name in ("questions", "tokens", "differing", "gaining", "losing")]
         numbers += [f"{told['answer_gain']:.3f}", f"{told['components']} of {told['state_width']}"]

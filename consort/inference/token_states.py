@@ -44,27 +44,27 @@ def fit_states(
     its fold."""
     most = min(states[0].shape[1], sum(map(len, states)) // _TOKENS_A_COMPONENT)
     counts = sorted({min(count, most) for count in COMPONENTS})
-    choices = [(count, penalty) for count in counts for penalty in PENALTIES]
+    choices = [(0, 1.0), *((count, penalty) for count in counts for penalty in PENALTIES)]
     # 1) every choice foretells every question that it did not see
-    foretold = [np.empty((len(choices) + 1, len(one))) for one in gains]
+    foretold = [np.empty((len(one), len(choices))) for one in gains]
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(states)), fold)
-        parts = _Parts.of([states[i] for i in rest], [gains[i] for i in rest])
-        for index in fold:
-            foretold[index][-1] = parts.mean_gain
-            for place, (count, penalty) in enumerate(choices):
-                foretold[index][place] = parts.foretell(states[index], count, penalty)
+        parts = _Components.of([states[i] for i in rest], [gains[i] for i in rest])
+        directions = np.column_stack([parts.direction(*choice) for choice in choices])
+        for i in fold:
+            foretold[i] = parts.mean_gain + (states[i] - parts.mean) @ directions
     # 2) the best one, learned from all
-    errors = sum(((foretold[i] - gains[i]) ** 2).sum(1) for i in range(len(gains)))
-    best = int(np.argmin(errors))
-    parts = _Parts.of(states, gains)
-    count, penalty = (*choices, (0, 1.0))[best]
-    direction = parts.direction(count, penalty)
-    return StateGain(sha256, parts.mean, direction, parts.mean_gain, count), [each[best] for each in foretold]
+    errors = [((told - one[:, None]) ** 2).sum(0) for told, one in zip(foretold, gains, strict=True)]
+    best = int(np.argmin(np.sum(errors, 0)))
+    parts = _Components.of(states, gains)
+    learned = StateGain(
+        sha256, parts.mean, parts.direction(*choices[best]), parts.mean_gain, choices[best][0]
+    )
+    return learned, [each[:, best] for each in foretold]
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _Components:
     """Principal components of standardised states, the strongest first, and how gains go with them."""
 
     mean: FloatArray  # [D]
@@ -74,7 +74,7 @@ class _Parts:
     mean_gain: float
 
     @classmethod
-    def of(cls, states: Sequence[FloatArray], gains: Sequence[FloatArray]) -> _Parts:
+    def of(cls, states: Sequence[FloatArray], gains: Sequence[FloatArray]) -> _Components:
         states_ND, gains_N = np.concatenate(states), np.concatenate(gains)
         mean, spread = states_ND.mean(0), states_ND.std(0) + _LEAST_SPREAD
         standard_ND = (states_ND - mean) / spread
@@ -89,7 +89,3 @@ class _Parts:
         weights_K = self.along_K[:count] / (self.strength_K[:count] + penalty)
         found: FloatArray = self.axes_DK[:, :count] @ weights_K
         return found
-
-    def foretell(self, states_TD: FloatArray, count: int, penalty: float) -> FloatArray:
-        gains_T: FloatArray = self.mean_gain + (states_TD - self.mean) @ self.direction(count, penalty)
-        return gains_T

@@ -87,7 +87,7 @@ def test_what_cannot_defer_is_told_before_anything_listens(served, change, cloud
 
 def test_a_scorer_that_reads_states_is_served_with_the_model_it_learned_from(tmp_path: Path, served) -> None:
     """Told before anything listens where the edge shows no states, or other weights' states."""
-    cloud, seeing = served[1], load_lm(EDGE, CPU, sessions=2, shows_states=True)
+    cloud, seeing = load_lm(CLOUD, CPU, sessions=2), load_lm(EDGE, CPU, sessions=2, shows_states=True)
     file = tmp_path / "scorer"
     config = ServeConfig(strategy="defer", token_scorer=str(file), llm_share=0.5)
     assert shows_states(config)
@@ -110,7 +110,6 @@ def test_a_scorer_that_reads_states_is_served_with_the_model_it_learned_from(tmp
             assert (status, body["consort"]["receipt"]["notes"][0]["event"]) == (200, "written")
 
     asyncio.run(work())
-    seeing.close()  # type: ignore[attr-defined]
 
 
 def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:

@@ -14,7 +14,7 @@ from consort.errors import DataError, ModelError
 from consort.inference.divergence import Lesson
 from consort.inference.token_file import load_token_need, save_token_need
 from consort.inference.token_fit import fit_token_need
-from consort.inference.token_states import _Parts, fit_states
+from consort.inference.token_states import _Components, fit_states
 from tests.inference.test_token_model import VOCABULARY, lessons
 
 WIDTH, HERE = 12, "weights here"
@@ -42,10 +42,11 @@ def with_states(taught: list[Lesson], seed: int, *, width: int = WIDTH) -> list[
 def test_with_all_components_it_is_ridge_regression():
     rng = np.random.default_rng(0)
     states, gains = rng.normal(size=(300, WIDTH)) @ rng.normal(size=(WIDTH, WIDTH)) + 3, rng.normal(size=300)
-    parts = _Parts.of([states[:100], states[100:]], [gains[:100], gains[100:]])
+    parts = _Components.of([states[:100], states[100:]], [gains[:100], gains[100:]])
     standard = (states - states.mean(0)) / states.std(0)
     expected = Ridge(alpha=0.3 * len(states)).fit(standard, gains).predict(standard)
-    assert parts.foretell(states, WIDTH, 0.3) == pytest.approx(expected, abs=1e-5)
+    found = parts.mean_gain + (states - parts.mean) @ parts.direction(WIDTH, 0.3)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_a_question_is_foretold_never_comes_from_itself():
