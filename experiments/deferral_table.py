@@ -84,7 +84,7 @@ def judged(rows: list[dict], measured: Callable[[str, str], float]) -> dict[str,
         drawn.append(_figures(texts, columns, rng.integers(len(rows), size=len(rows))))
     value = _figures(texts, columns, np.arange(len(rows)))
     return {name: [value[name], *_between([one[name] for one in drawn])] for name in value} | {
-        "drawn": [one["above_line_by_tokens"] for one in drawn]
+        "drawn": [one["above_line_by_token_share"] for one in drawn]
     }
 
 
@@ -101,7 +101,7 @@ def compared(cells: list[dict]) -> list[dict]:
             against = by_name.get((other, goal, domain, metric))
             if scorer not in LEARNED or scorer == other or against is None:
                 continue
-            value = one["above_line_by_tokens"][0] - against["above_line_by_tokens"][0]
+            value = one["above_line_by_token_share"][0] - against["above_line_by_token_share"][0]
             drawn = np.subtract(one["drawn"], against["drawn"]).tolist()
             names = {"scorer": scorer, "against": other, "goal": goal, "domain": domain, "metric": metric}
             found.append(names | {"more": [value, *_between(drawn)]})
