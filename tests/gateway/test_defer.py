@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
+from consort.gateway.app import close
 from consort.gateway.deferring import deferral_of, shows_states
 from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, load_proxy
+from consort.gateway.opening import open_service
 from consort.inference.proxy import proxy_agreement
 from consort.inference.token_file import save_token_need
 from consort.inference.token_fit import fit_token_need
@@ -93,21 +96,25 @@ def test_a_scorer_that_reads_states_is_served_with_the_model_it_learned_from(tmp
     assert shows_states(config)
     assert not shows_states(ServeConfig())
 
-    def stored(states_sha256: str) -> None:
-        taught = with_states(lessons(24), 0, width=96)
-        save_token_need(fit_token_need(taught, vocabulary_of(seeing), states_sha256=states_sha256), file)
-
-    stored("elsewhere")
+    taught = with_states(lessons(20), 0, width=96)
+    elsewhere = fit_token_need(taught, vocabulary_of(seeing), states_sha256="elsewhere")
+    assert elsewhere.states is not None
+    save_token_need(elsewhere, file)
     for edge, words in ((served[0], "shows none"), (seeing, "weights elsewhere, and the edge")):
         with pytest.raises(ConfigError, match=words):
             deferral_of(config, [edge, cloud], has_cloud=True, sessions=2)
-    stored(states_of(seeing))
+    own = replace(elsewhere.states, sha256=states_of(seeing))
+    save_token_need(replace(elsewhere, states=own), file)
 
     async def work() -> None:
         async with live(tmp_path, edges=[seeing], cloud=cloud) as here:
             here.service.deferral = deferral_of(config, [seeing, cloud], has_cloud=True, sessions=2)
             status, body = await here.ask(model="consort/defer", max_tokens=16, consort={"receipt": True})
             assert (status, body["consort"]["receipt"]["notes"][0]["event"]) == (200, "written")
+        # and `consort serve` opens its edge so that it shows them
+        state = str(tmp_path / "state")
+        serve = replace(config, edges=(EDGE,), cloud=CLOUD, state=state, sessions=1)
+        await close(open_service(Config(serve=serve, runtime=CPU)))
 
     asyncio.run(work())
 
