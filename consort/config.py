@@ -88,9 +88,8 @@ class TuneConfig:
     doubt: float = (
         1.0  # an answer's lesson counts as the teacher's mean probability of its tokens, to this power
     )
-    labelled_teacher: Literal["distilled", "broadcast", "specialised"] = (
-        "broadcast"  # what speaks about labelled rows: the proxy as distilled, as it came, or after DST on them
-    )
+    # who speaks about labelled rows: the proxy as distilled, as it came this round, or after DST on them
+    labelled_teacher: Literal["distilled", "broadcast", "specialised"] = "broadcast"
     top_k: int = 24  # a teacher's tokens kept a position; the rest is one tail bucket
     condition_in_token: bool = True  # teach also at student cuts inside a teacher's token
     proxy_answers: int = 1500  # unlabelled inputs the proxy answers a device; 0: labelled rows only

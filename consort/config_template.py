@@ -26,21 +26,26 @@ def render_template(config: Config, *, title: str) -> str:
 
 
 def field_comments(table: type) -> dict[str, str]:
-    """What a dataclass says about each field: its choices, and the comment on its line."""
+    """What a dataclass says about each field: its choices, the comment above it, and the one on its line."""
     comments = {
         name: "one of " + ", ".join(json.dumps(option) for option in get_args(kind))
         for name, kind in get_type_hints(table).items()
         if get_origin(kind) is Literal
     }
-    name = ""
+    name, above = "", ""
     for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(table)).readline):
+        said = token.string.lstrip("# ")
         if token.type == tokenize.NAME and token.start[1] == 4 and re.match(r" {4}\w+: ", token.line):
             name = token.string
+            comments[name] = "; ".join(filter(None, [comments.get(name), above]))
+            above = ""
         elif token.type == tokenize.COMMENT and name:
-            comments[name] = "; ".join(filter(None, [comments.get(name), token.string.lstrip("# ")]))
+            comments[name] = "; ".join(filter(None, [comments[name], said]))
+        elif token.type == tokenize.COMMENT:
+            above = f"{above} {said}".strip()
         elif token.type == tokenize.NEWLINE:
             name = ""
-    return comments
+    return {name: comment for name, comment in comments.items() if comment}
 
 
 def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # as strings: importing consort does not import numpy
 IntArray: TypeAlias = "NDArray[np.integer[Any]]"
 FloatArray: TypeAlias = "NDArray[np.floating[Any]]"
+BoolArray: TypeAlias = "NDArray[np.bool_]"
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 Capability: TypeAlias = Literal[
@@ -252,6 +253,11 @@ class Writing(Protocol):
     def draft(self, begins: int, draft: Draft) -> None:
         """Say what may come after the answer's first `begins` tokens. One that begins beyond what is written
         continues the first path of the draft before it."""
+        ...
+
+    def pause_at(self, tokens: int | None) -> bool:
+        """Write until the answer has so many tokens, then wait for the next such word; None: write on.
+        False where the model never waits, because it is far away."""
         ...
 
     async def close(self) -> None:

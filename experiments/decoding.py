@@ -2,6 +2,7 @@
 
 Alone: the same prompts one at a time, greedy, both methods in turn on each prompt; speed-up is the median of
 the prompts' ratios of CPU seconds, and the tokens must be equal. Both times hold the reading of the prompt.
+Beside it the two parts: up to the first token, and each token after it (answers of two tokens and more).
 Together: one answer at a time against eight at once in the batch, by CPU seconds, weights and cache ready.
 Served: the same eight asked of `LocalLM` as eight streams at once, event loop and text included. Evaluation:
 128 prompts answered by `local.generate` against transformers' padded batch. The end token is ignored where
@@ -50,13 +51,13 @@ def cpu_s(work: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def theirs(model: LocalModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def theirs(model: LocalModel, prompts: Sequence[Sequence[int]], tokens: int = NEW_TOKENS) -> list[list[int]]:
     """transformers' generate, padded on the left."""
     width = max(map(len, prompts))
     padded = torch.tensor([[model.eos_id] * (width - len(ids)) + list(ids) for ids in prompts])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
     config = GenerationConfig(
-        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=model.eos_id, pad_token_id=model.eos_id
+        max_new_tokens=tokens, do_sample=False, eos_token_id=model.eos_id, pad_token_id=model.eos_id
     )
     rows = model.module.generate(input_ids=padded, attention_mask=mask, generation_config=config)
     written = rows[:, width:].tolist()
@@ -66,8 +67,8 @@ def theirs(model: LocalModel, prompts: Sequence[Sequence[int]]) -> list[list[int
 def alone(model: LocalModel, prompts: Sequence[Sequence[int]]) -> dict[str, float | int]:
     network = open_network(model, slots=1, positions=model.context_tokens)
 
-    def ours(ids: Sequence[int]) -> list[int]:
-        batch, row = Batch(network, model.vocabulary), Row(list(ids), NEW_TOKENS)
+    def ours(ids: Sequence[int], tokens: int = NEW_TOKENS) -> list[int]:
+        batch, row = Batch(network, model.vocabulary), Row(list(ids), tokens)
         batch.add(row)
         while batch.rows:
             batch.step(len(ids))
@@ -76,7 +77,7 @@ def alone(model: LocalModel, prompts: Sequence[Sequence[int]]) -> dict[str, floa
     for _ in range(2):
         ours(prompts[0])
         theirs(model, prompts[:1])
-    ratios, rates, equal = [], [], 0
+    ratios, reading, writing, rates, equal = [], [], [], [], 0
     for ids in prompts:
         answers: list[list[int]] = []
         seconds = (
@@ -85,6 +86,10 @@ def alone(model: LocalModel, prompts: Sequence[Sequence[int]]) -> dict[str, floa
         )
         equal += answers[0] == answers[1]
         ratios.append(seconds[0] / seconds[1])
+        first = cpu_s(lambda ids=ids: theirs(model, [ids], 1)), cpu_s(lambda ids=ids: ours(ids, 1))
+        reading.append(first[0] / first[1])
+        if answers[1]:
+            writing.append((seconds[0] - first[0]) / (seconds[1] - first[1]))
         rates.append((len(answers[1]) / seconds[0], len(answers[1]) / seconds[1]))
     return {
         "prompts": len(prompts),
@@ -93,6 +98,8 @@ def alone(model: LocalModel, prompts: Sequence[Sequence[int]]) -> dict[str, floa
         "ours_tokens_s": statistics.median(rate for _, rate in rates),
         "speed_up": statistics.median(ratios),
         "speed_up_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "reading_speed_up": statistics.median(reading),
+        "writing_speed_up": statistics.median(writing),
     }
 
 
@@ -193,11 +200,13 @@ def as_markdown(result: dict) -> str:
         "",
         f"Commit {result['commit']}; {result['hardware']}; load {result['load']:.1f}. Greedy, float32, CPU "
         f"seconds, medians. Alone: {NEW_TOKENS} tokens at most, with the reading of the prompt (quartiles of "
-        f"the speed-up). Eight: {LONG} tokens each, in the batch, and as streams of `LocalLM`.",
+        f"the speed-up), and to the first token and after it. Eight: {LONG} tokens each, in the batch, and "
+        "as streams of `LocalLM`.",
         "",
-        "| model | generate, tokens/s | ours, tokens/s | speed-up | equal | eight at once / one | as streams "
+        "| model | generate, tokens/s | ours, tokens/s | speed-up | first token, later tokens | equal "
+        "| eight at once / one | as streams "
         "| 128 prompts: generate, ours | speed-up | equal |",
-        "|---" * 10 + "|",
+        "|---" * 11 + "|",
     ]
     for row in result["models"]:
         one, many, batch = row["alone"], row["together"], row["evaluation"]
@@ -207,6 +216,7 @@ def as_markdown(result: dict) -> str:
             f"{one['theirs_tokens_s']:.0f}",
             f"{one['ours_tokens_s']:.0f}",
             f"{one['speed_up']:.1f} ({low:.1f}, {high:.1f})",
+            f"{one['reading_speed_up']:.1f}, {one['writing_speed_up']:.1f}",
             f"{one['equal']} of {one['prompts']}",
             f"{many['factor']:.1f} ({many['eight_tokens_s']:.0f} tokens/s)",
             f"{row['served']['factor']:.1f} ({row['served']['eight_tokens_s']:.0f})",

@@ -1,74 +1,130 @@
 """What does drafting across tokenizers cost? Our loop against transformers' universal assisted generation.
 
-One process, one thread, greedy, the same pair of bundled models with different tokenizers, the same prompts,
-by CPU seconds (`time.process_time`), each prompt by all methods in turn; the answers must be equal. Ours is
-the batch and the drafter that serve, one draft and one pass in turn, as theirs: a short chain, which is best
-where a draft costs half a pass. For comparison, `speculate` as it serves, on a virtual clock where a pass of
-the large model takes 40 ms and a level of a draft 4 ms: it drafts ahead, on and on, in trees, which buys time
-with CPU seconds. Theirs is `generate(assistant_model=..., tokenizer=..., assistant_tokenizer=...)`, which
-also adapts its draft length.
+One process, one thread of torch, greedy, the same pair of bundled models with different tokenizers, the same
+prompts, CPU seconds of the whole process (`time.process_time`), each prompt by every way in turn; the answers
+must be equal. Theirs is `generate(assistant_model=..., tokenizer=..., assistant_tokenizer=...)`, which adapts
+its draft length but always drafts. Ours is `speculate` with its engines' threads and event loop, as it serves
+a cloud in the same process: it drafts in turn with the cloud, as far as a token is worth what it costs, and
+not at all for a while where that does not pay. Beside it the same forbidden to stop drafting, and without
+drafts. Its pace is a gateway's after its first `WARM` answers, to prompts that are not counted, so that it
+knows what pays; it measures CPU seconds, because they are what is asked (as served: wall time). Then, for
+each way, who spent the seconds: both models' forward passes, and the rest.
 
-    nice -n 10 env OMP_NUM_THREADS=1 python experiments/speculation_overhead.py [--prompts 8]
+    nice -n 10 env OMP_NUM_THREADS=1 python experiments/speculation_overhead.py [--prompts 16]
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import functools
 import json
-import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from provenance import commit, hardware
-from speculation_parts import (
-    LEVEL_S,
-    RESULTS,
-    STEP_S,
-    Prompt,
-    bootstrap,
-    origin,
-    pace_engine,
-    speculated,
-    suite_prompts,
-    warm_pace,
-    zoo_lm,
-)
+from speculation_parts import RESULTS, Prompt, bootstrap, origin, speculated, suite_prompts, zoo_lm
 from transformers import GenerationConfig
 
-from consort.bench.simulate import virtual_run
-from consort.models.decoding.batch import Row
+from consort.inference.pace import Pace
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
 from consort.models.decoding.prompt import prompt_ids
-from consort.types import DraftShape
 
-MAX_TOKENS = 64
-SHAPE = DraftShape(depth=3, width=1, least=0.3)
+MAX_TOKENS, WARM = 64, 48
 EDGES = ("edge-llama", "edge-gpt2")
+OURS = ("served", "always", "alone")
+WAYS = {
+    "theirs": "universal assisted generation",
+    "theirs_alone": "`generate` without an assistant",
+    "served": "`speculate` as it serves",
+    "always": "the same, always drafting",
+    "alone": "the same, without drafts",
+}
 
 
-def theirs(cloud: LocalLM, edge: LocalLM, prompt: Prompt) -> tuple[str, float]:
+class Stubborn(Pace):
+    """Never stops drafting."""
+
+    def pays(self) -> bool:
+        return True
+
+
+@dataclass(slots=True)
+class Spent:
+    """CPU seconds of one answer, and of the calls within."""
+
+    text: str
+    seconds: float
+    cloud_s: float
+    edge_s: float
+    cloud_calls: int
+    edge_calls: int
+    told: dict[str, Any]
+
+
+@contextmanager
+def watched(of: Any, name: str) -> Iterator[list[float]]:
+    """CPU seconds of each call of a method."""
+    seconds, method = list[float](), getattr(of, name)
+
+    @functools.wraps(method)  # `generate` looks at what a module takes
+    def timed(*args: Any, **more: Any) -> Any:
+        begun_s = time.thread_time()
+        try:
+            return method(*args, **more)
+        finally:
+            seconds.append(time.thread_time() - begun_s)
+
+    setattr(of, name, timed)
+    try:
+        yield seconds
+    finally:
+        delattr(of, name)
+
+
+async def spent(
+    write: Callable[[], Awaitable[tuple[str, dict[str, Any]]]], cloud: Any, edge: Any, name: str
+) -> Spent:
+    """What an answer costs whose models compute in a method called `name`."""
+    with watched(cloud, name) as cloud_s, watched(edge, name) as edge_s:
+        begun_s = time.process_time()
+        text, told = await write()
+        seconds = time.process_time() - begun_s
+    return Spent(text, seconds, sum(cloud_s), sum(edge_s), len(cloud_s), len(edge_s), told)
+
+
+async def theirs(cloud: LocalLM, edge: LocalLM, prompt: Prompt, *, assisted: bool) -> Spent:
     model, ids = cloud.model, prompt_ids(cloud.model, prompt.request(temperature=0.0, seed=0))
     config = GenerationConfig(
         max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=model.eos_id, pad_token_id=model.eos_id
     )
     given = torch.tensor([ids])
-    begun_s = time.process_time()
-    with torch.no_grad():
-        rows = model.module.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
-            generation_config=config,
-            assistant_model=edge.model.module,
-            tokenizer=model.tokenizer,
-            assistant_tokenizer=edge.model.tokenizer,
-        )
-    seconds = time.process_time() - begun_s
-    written = rows[0, len(ids) :].tolist()
-    written = written[: written.index(model.eos_id)] if model.eos_id in written else written
-    return text_of(cloud, written), seconds
+    assistant = {
+        "assistant_model": edge.model.module,
+        "tokenizer": model.tokenizer,
+        "assistant_tokenizer": edge.model.tokenizer,
+    }
+
+    async def write() -> tuple[str, dict[str, Any]]:
+        with torch.no_grad():
+            rows = model.module.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                generation_config=config,
+                **(assistant if assisted else {}),
+            )
+        written = rows[0, len(ids) :].tolist()
+        return text_of(
+            cloud, written[: written.index(model.eos_id)] if model.eos_id in written else written
+        ), {}
+
+    return await spent(write, model.module, edge.model.module, "forward")
 
 
 def text_of(cloud: LocalLM, ids: Sequence[int]) -> str:
@@ -76,120 +132,106 @@ def text_of(cloud: LocalLM, ids: Sequence[int]) -> str:
     return text.removeprefix(" ") if cloud.tokenizer.adds_space else text
 
 
-def plain(cloud: LocalLM, prompt: Prompt) -> float:
-    """CPU seconds of transformers' own loop without an assistant."""
-    ids = torch.tensor([prompt_ids(cloud.model, prompt.request(temperature=0.0, seed=0))])
-    config = GenerationConfig(
-        max_new_tokens=MAX_TOKENS,
-        do_sample=False,
-        eos_token_id=cloud.model.eos_id,
-        pad_token_id=cloud.model.eos_id,
-    )
-    begun_s = time.process_time()
-    with torch.no_grad():
-        cloud.model.module.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-        )
-    return time.process_time() - begun_s
+async def ours(cloud: LocalLM, edge: LocalLM, prompt: Prompt, pace: Pace) -> Spent:
+    drafter = ModelDrafter(edge, cloud.tokenizer)
 
-
-async def ours(cloud: LocalLM, drafter: ModelDrafter, prompt: Prompt) -> tuple[str, float, int]:
-    """The answer, CPU seconds, passes of the large model."""
-    request = prompt.request(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
-    ids, batch = prompt_ids(cloud.model, request), cloud._engine._batch
-    begun_s, passes = time.process_time(), 0
-    row = Row(ids, MAX_TOKENS)
-    drafting = await drafter.open(request)
-    batch.add(row)
-    while row in batch.rows:
-        if row.written:
-            draft, _ = await drafting.draft(row.written, SHAPE)
-            batch.draft(row, len(row.written), draft)
-        batch.step(len(ids) + 1)
-        passes += 1
-    drafting.close()
-    written = row.written[:-1] if row.written[-1] == cloud.model.eos_id else row.written
-    return text_of(cloud, written), time.process_time() - begun_s, passes
-
-
-async def compare(name: str, prompts: Sequence[Prompt]) -> list[dict]:
-    cloud, edge = zoo_lm("cloud"), zoo_lm(name)
-    pace_engine(cloud, STEP_S)
-    pace_engine(edge, LEVEL_S)
-    drafter, pace, rows = ModelDrafter(edge, cloud.tokenizer), warm_pace(), []
-    for place, prompt in enumerate([prompts[0], *prompts]):  # the first one twice: it warms up
+    async def write() -> tuple[str, dict[str, Any]]:
         request = prompt.request(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
-        text, their_s = theirs(cloud, edge, prompt)
-        begun_s = time.process_time()
-        ahead = await speculated(cloud, request, drafter, pace)
-        ahead_s = time.process_time() - begun_s
-        our_text, our_s, passes = await ours(cloud, drafter, prompt)
-        row = {
-            "tokens": ahead.tokens,
-            "their_s": their_s,
-            "our_s": our_s,
-            "ahead_s": ahead_s,
-            "plain_s": plain(cloud, prompt),
-            "equal": text == our_text == ahead.text,
-            "passes": passes,
-            "acceptance": ahead.told["acceptance"],
+        timed = await speculated(cloud, request, drafter, pace)  # type: ignore[arg-type]
+        return timed.text, timed.told | {"tokens": timed.tokens}
+
+    return await spent(write, cloud._engine._batch.network, edge._engine._batch.network, "read")
+
+
+async def compare(name: str, prompts: Sequence[Prompt]) -> list[dict[str, Spent]]:
+    """Every prompt after the warm-up by every way."""
+    cloud, edge = zoo_lm("cloud"), zoo_lm(name)
+    clock = time.process_time
+    paces = {"served": Pace(clock=clock), "always": Stubborn(clock=clock), "alone": Pace(paused=sys.maxsize)}
+    for prompt in prompts[:WARM]:
+        for pace in paces.values():
+            await ours(cloud, edge, prompt, pace)
+    await theirs(cloud, edge, prompts[0], assisted=True)
+    found = []
+    for place, prompt in enumerate(prompts[WARM:]):
+        row = {way: await ours(cloud, edge, prompt, paces[way]) for way in OURS}
+        row["theirs"] = await theirs(cloud, edge, prompt, assisted=True)
+        row["theirs_alone"] = await theirs(cloud, edge, prompt, assisted=False)
+        seconds = {way: round(one.seconds, 3) for way, one in row.items()}
+        print(name, place, seconds, row["served"].told, file=sys.stderr, flush=True)
+        found.append(row)
+    cloud.close()
+    edge.close()
+    return found
+
+
+def summary(name: str, rows: Sequence[dict[str, Spent]]) -> dict[str, Any]:
+    """Milliseconds a token, and how many times theirs is ours, with 95 % intervals over prompts."""
+    tokens = sum(row["alone"].told["tokens"] for row in rows)
+    result: dict[str, Any] = {"drafter": name, "answers": len(rows), "tokens": tokens}
+    result["equal"] = sum(len({one.text for one in row.values()}) == 1 for row in rows)
+    for way in WAYS:
+        each = [row[way] for row in rows]
+        pairs = [(row["theirs"].seconds, row[way].seconds) for row in rows]
+        ratio, low, high = bootstrap(pairs, lambda of: float(of[:, 0].sum() / of[:, 1].sum()))
+        total, cloud_s, edge_s = (
+            sum(getattr(one, part) for one in each) for part in ("seconds", "cloud_s", "edge_s")
+        )
+        result[way] = {
+            "ms_a_token": 1e3 * total / tokens,
+            "cloud_ms_a_token": 1e3 * cloud_s / tokens,
+            "edge_ms_a_token": 1e3 * edge_s / tokens,
+            "rest_ms_a_token": 1e3 * (total - cloud_s - edge_s) / tokens,
+            "tokens_a_pass": tokens / sum(one.cloud_calls for one in each),
+            "levels_a_token": sum(one.edge_calls for one in each) / tokens,
+            "drafted": sum(one.told.get("drafted", 0) for one in each) / tokens,
+            "accepted": sum(one.told.get("accepted", 0) for one in each) / tokens,
+            "ratio": ratio,
+            "low": low,
+            "high": high,
         }
-        print(row, file=sys.stderr, flush=True)
-        if place:
-            rows.append(row)
-    return rows
+    return result
 
 
-def summary(name: str, rows: Sequence[dict]) -> dict:
-    seconds = [(row["their_s"], row["our_s"]) for row in rows]
-    ratio, low, high = bootstrap(seconds, lambda of: float(of[:, 0].sum() / of[:, 1].sum()))
-    tokens = sum(row["tokens"] for row in rows)
-    return {
-        "drafter": name,
-        "answers": len(rows),
-        "tokens": tokens,
-        "equal": sum(row["equal"] for row in rows),
-        "their_ms_a_token": 1e3 * sum(row["their_s"] for row in rows) / tokens,
-        "our_ms_a_token": 1e3 * sum(row["our_s"] for row in rows) / tokens,
-        "ahead_ms_a_token": 1e3 * sum(row["ahead_s"] for row in rows) / tokens,
-        "plain_ms_a_token": 1e3 * sum(row["plain_s"] for row in rows) / tokens,
-        "tokens_a_pass": tokens / sum(row["passes"] for row in rows),
-        "acceptance": statistics.mean(row["acceptance"] for row in rows),
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-    }
-
-
-def as_markdown(result: dict) -> str:
+def as_markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Speculation across tokenizers: CPU seconds against universal assisted generation",
         "",
         origin(result),
         "",
-        f"Greedy, at most {MAX_TOKENS} tokens; CPU milliseconds "
-        "a token; the ratio of all seconds with its 95 % interval over prompts.",
-        "",
-        "| drafter | answers | equal | theirs | theirs alone | ahead | ours | tokens a pass | ratio |",
-        "|---" * 9 + "|",
+        f"Greedy, at most {MAX_TOKENS} tokens; CPU milliseconds a token of the answer, its prompt's reading "
+        f"included; the pace has seen {WARM} answers before. Drafted and accepted: tokens of the cloud's, a "
+        "token of the answer. The ratio is theirs to this way, of all seconds, with its 95 % interval over "
+        "prompts.",
     ]
-    for row in result["pairs"]:
-        lines.append(
-            f"| {row['drafter']} | {row['answers']} | {row['equal']} | {row['their_ms_a_token']:.1f} "
-            f"| {row['plain_ms_a_token']:.1f} | {row['ahead_ms_a_token']:.1f} "
-            f"| {row['our_ms_a_token']:.1f} | {row['tokens_a_pass']:.2f} "
-            f"| **{row['ratio']:.1f}** ({row['low']:.1f}, {row['high']:.1f}) |"
-        )
+    for pair in result["pairs"]:
+        lines += [
+            "",
+            f"{pair['drafter']}: {pair['answers']} answers, {pair['tokens']} tokens, {pair['equal']} answers "
+            "equal by every way.",
+            "",
+            "| way | ms a token | cloud's passes | drafter's passes | the rest | tokens a pass "
+            "| drafter's passes a token | drafted | accepted | ratio |",
+            "|---" * 10 + "|",
+        ]
+        for way, words in WAYS.items():
+            one = pair[way]
+            lines.append(
+                f"| {words} | {one['ms_a_token']:.2f} | {one['cloud_ms_a_token']:.2f} "
+                f"| {one['edge_ms_a_token']:.2f} | {one['rest_ms_a_token']:.2f} | {one['tokens_a_pass']:.2f} "
+                f"| {one['levels_a_token']:.2f} | {one['drafted']:.2f} | {one['accepted']:.2f} "
+                f"| **{one['ratio']:.2f}** ({one['low']:.2f}, {one['high']:.2f}) |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    prompts = suite_prompts(options.prompts, kinds=("story", "reply", "rewrite", "extract"))
-    pairs = [summary(name, virtual_run(compare(name, prompts))) for name in EDGES]
+    prompts = suite_prompts(WARM + options.prompts, kinds=("story", "reply", "rewrite", "extract"))
+    pairs = [summary(name, asyncio.run(compare(name, prompts))) for name in EDGES]
     result = {"commit": commit(), "hardware": hardware(), "pairs": pairs}
     print(as_markdown(result))
     RESULTS.mkdir(exist_ok=True)

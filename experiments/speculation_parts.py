@@ -13,7 +13,7 @@ import os
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -27,14 +27,16 @@ from consort.bench.suite import generate_suite
 from consort.config import RuntimeConfig
 from consort.errors import UpstreamError
 from consort.gateway.keys import LOCAL
-from consort.gateway.verifier import Pool, converse
+from consort.gateway.pool import Pool
+from consort.gateway.verifier import converse
 from consort.inference.pace import TRIAL_TOKENS, Pace, Rate
 from consort.inference.speculative import speculate
 from consort.models.decoding.engine import Engine
 from consort.models.decoding.lm import LocalLM
+from consort.models.link import Link as Connection
 from consort.models.local import load_model
 from consort.models.remote import Endpoint
-from consort.models.verifier import RESUME_S, Verifier, _Link
+from consort.models.verifier import RESUME_S, Verifier
 from consort.types import Consort, Drafter, Message, Note, Request
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,10 +82,6 @@ class PacedEngine(Engine):
                 self._step()
                 self.steps += 1
                 self._after_step()
-
-    def _busy(self) -> bool:
-        reading = any(row.unread for row in self._held)
-        return bool(self._waiting or self._listeners or self._extensions or self._draftings or reading)
 
 
 class _Orders:
@@ -184,11 +182,11 @@ class WireVerifier(Verifier):
 
     def __init__(self, cloud: Cloud, lm: LocalLM, resume_s: float) -> None:
         super().__init__(Endpoint(lm.name, "http://wire/v1", lm.name), resume_s=resume_s)
-        self._cloud, self.tokenizer = cloud, lm.tokenizer
+        self._cloud, self.tokenizer, self.is_stale = cloud, lm.tokenizer, False
 
-    async def _opened_link(self) -> _Link:
+    async def _opened_link(self) -> Connection:
         try:
-            return _Link(await self._cloud.dial())  # type: ignore[arg-type]
+            return Connection(await self._cloud.dial())  # type: ignore[arg-type]
         except OSError as error:
             raise self._failed(f"cannot be reached ({type(error).__name__})") from None
 
@@ -198,6 +196,7 @@ class Recorder:
     """The part of `Service` that a pool needs; keeps what was recorded."""
 
     config: SimpleNamespace
+    door: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(admit=lambda key: None))
     rows: int = 0
 
     def record(self, row: object) -> None:

@@ -3,7 +3,9 @@
 Each device's test rows are asked at that device: its own model first, the other devices' models as voters,
 one cloud. `route` and `cascade` run as they come (length of the prompt, confidence of the answer) and
 learned: by a scorer that saw the answers of edge and cloud to the devices' valid rows, which no model was
-tuned on, and asks the cloud where it expects a gain in exact match.
+tuned on, and asks the cloud where it expects a gain in exact match. What writes token by token does so with
+the device's own proxy; on one machine, where drafts have no round trip to hide, speculation's time says
+little.
 Prices are made up (cloud 1 EUR a million tokens read, 4 written; edge nothing), so that only the ratio to
 all-cloud is shown. All models run on one machine, without a network between them.
 
@@ -22,10 +24,11 @@ from pathlib import Path
 
 from provenance import commit, hardware
 
-from consort.bench.live import LIVE, Question, Replies, opened, questions, replies
+from consort.bench.live import LIVE, Question, Replies, Reply, opened, questions, replies
 from consort.bench.live_standings import LiveStanding, live_pair, live_standings, rankings
 from consort.bench.metrics import Score
 from consort.bench.pareto import Point, draw_pareto
+from consort.bench.served import PROXIES
 from consort.config import Config
 from consort.config_file import load_config
 from consort.gateway.service import Service
@@ -35,6 +38,7 @@ from consort.training.data import read_samples
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
+TOKEN_BY_TOKEN = ("speculate", "defer", "mix")
 
 
 def asked(config: Config, split: str, rows: int) -> list[Question]:
@@ -58,7 +62,7 @@ async def learned(service: Service, valid: list[Question], *, answered: bool) ->
     return replace(service, before=scorer, config=config)
 
 
-async def measured(config: Config, rows: int) -> tuple[list[Question], Replies]:
+async def measured(config: Config, run_dir: Path, rows: int) -> tuple[list[Question], Replies]:
     test, valid = asked(config, "test", rows), asked(config, "valid", rows)
     async with opened(config) as service:
         hiding = replace(service, config=replace(service.config, redact=True))
@@ -72,7 +76,22 @@ async def measured(config: Config, rows: int) -> tuple[list[Question], Replies]:
             print(f"{', '.join(names)}{suffix}: {len(test)} questions", file=sys.stderr)
             done = await replies(one, test, names)
             found |= {f"{name}{suffix}": each for name, each in done.items()}
-    return test, found
+    return test, found | await token_by_token(config, run_dir, test)
+
+
+async def token_by_token(config: Config, run_dir: Path, test: list[Question]) -> Replies:
+    """What writes token by token, each device's questions with its own model and its own proxy."""
+    found: dict[str, list[Reply]] = {name: [] for name in TOKEN_BY_TOKEN}
+    for device in config.devices:
+        own = [question for question in test if question.device == device.name]
+        edges = sorted(config.serve.edges, key=lambda edge: edge.name != device.name)
+        proxy = replace(config.serve.proxy, adapter=str(run_dir / PROXIES / device.name))
+        serve = replace(config.serve, edges=tuple(edges), proxy=proxy)
+        async with opened(replace(config, serve=serve)) as service:
+            print(f"{', '.join(TOKEN_BY_TOKEN)} at {device.name}", file=sys.stderr)
+            for name, each in (await replies(service, own, TOKEN_BY_TOKEN)).items():
+                found[name] += each
+    return found
 
 
 def page(rows: list[LiveStanding], about: dict[str, object]) -> str:
@@ -117,7 +136,7 @@ def main() -> None:
     cloud = replace(config.serve.cloud, price_in=1.0, price_out=4.0)
     config = replace(config, serve=replace(config.serve, cloud=cloud))
     about: dict[str, object] = {"commit": commit(), "hardware": hardware(), "seed": SEED, "note": args.note}
-    test, found = asyncio.run(measured(config, args.rows))
+    test, found = asyncio.run(measured(config, args.run_dir, args.rows))
     about["questions"] = len(test)
     rows = live_standings(test, found, metric="em", seed=SEED)
     data = live_pair(test, found, metric="em")

@@ -263,6 +263,7 @@ def test_a_comment_is_what_the_source_says_beside_the_field_and_lists_its_choice
     assert comments["batch_rows"] == "rows a step"
     assert comments["divergence"] == 'one of "forward_kl", "reverse_kl", "jsd"'
     assert comments["update_bits"].startswith("one of 8, 32; bits a parameter")
+    assert '"specialised"; who speaks about labelled rows' in comments["labelled_teacher"]  # from above it
 
 
 def test_each_key_is_explained_once() -> None:

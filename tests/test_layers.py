@@ -42,7 +42,7 @@ FRAMEWORKS = {
     "matplotlib": {"bench/report.py", "bench/pareto.py"},
     "scipy": {"inference/gain_fit.py"},
     "sklearn": {"inference/token_fit.py"},
-    "aiohttp": {"models/verifier.py"},
+    "aiohttp": {"models/link.py", "models/verifier.py"},
     "httptools": {"models/connections.py"},
     "msgpack": {"models/frames.py"},
     "uvicorn": {"gateway/serve.py"},

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from consort.align.vocab_map import TAIL, VocabMap
+
 if TYPE_CHECKING:
     from consort.align.byte_spans import Spans
-    from consort.align.vocab_map import VocabMap
-    from consort.types import FloatArray, IntArray
+    from consort.types import BoolArray, FloatArray, IntArray
 
 
-_BLOCK_ROWS = 800  # bounds the memory for long texts; smaller ones pay more in calls than the cache gains
+_BLOCK_SLOTS = 1 << 16  # sorted at a time; smaller blocks pay more in calls than the cache gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class AlignedRows:
 def align_rows(source: Spans, target: Spans) -> AlignedRows:
     """Every shared cut of two tokenizations of one text, the beginning and the end among them."""
     rows, wanted = _lay_out([source], [target])
-    found = _rows_at(rows, wanted)[0][wanted.position]
-    shared = np.flatnonzero(wanted.cut & (found >= 0))
+    found = _last_cuts(rows, wanted)
+    shared = np.flatnonzero(wanted.cut & (rows.position[found] == wanted.position))
     return AlignedRows(found[shared], shared)
 
 
@@ -94,24 +96,22 @@ def transfer_batch(
     assert mapping.target.size.bit_length() + teacher.ids.shape[1].bit_length() < 32, (
         "id and slot fit into 32 bits"
     )
-    first_at, last_at = _rows_at(rows, wanted)
-    row_U, before_U = first_at[wanted.position], last_at[wanted.position]
-    shared_U = wanted.cut & (row_U >= 0)
-    inside_U = wanted.cut & (row_U < 0) & (rows.added[before_U] >= 0) & condition
-    inside_U &= (rows.start[before_U] < wanted.position) & (wanted.position < rows.end[before_U])
-    shared, inside = (np.flatnonzero(used_U & teacher.mask[before_U]) for used_U in (shared_U, inside_U))
-    target_P = np.concatenate((shared, inside))
-    steps = _Steps.of(rows, before_U[target_P], wanted, target_P, mapping)
-    result = _nothing(len(wanted.position), teacher.ids.shape[1])
-    for first in range(0, len(target_P), _BLOCK_ROWS):
-        _carry(
-            teacher,
-            steps.part(slice(first, first + _BLOCK_ROWS)),
-            max(0, len(shared) - first),
-            mapping,
-            result,
-        )
-    return result
+    # 1) every row as if the map held there, then the rows where it does not: fewer calls than in two parts
+    steps = _Steps.of(rows, wanted, teacher, mapping, condition=condition)
+    ids_UK: IntArray = mapping.target_ids.take(teacher.ids.take(steps.source, axis=0), mode="clip")
+    probs_UK = teacher.probs.take(steps.source, axis=0).astype(np.float32, copy=False)
+    _even_spaces(ids_UK, teacher, steps, mapping)
+    _condition(ids_UK, probs_UK, teacher, steps, mapping)
+    _set_actual(ids_UK, teacher, steps, mapping)
+    ids_UK[~(steps.shared | steps.inside)] = TAIL
+    # 2) add what meets
+    place_bits = 32 - mapping.target.size.bit_length()
+    block_rows = min(_BLOCK_SLOTS, 1 << place_bits) // ids_UK.shape[1]
+    for first in range(0, len(ids_UK), block_rows):
+        block = slice(first, first + block_rows)
+        _merge(ids_UK[block], probs_UK[block], place_bits)
+    total_U = np.einsum("uk->u", probs_UK)
+    return SparseRows(ids_UK, probs_UK, np.maximum(1.0 - total_U, 0.0), steps.shared | (total_U > 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,41 +119,37 @@ class _Rows:
     """The rows of some texts in one line of bytes: where each stands, and the token that comes next."""
 
     position: IntArray
-    token: IntArray  # -1 at the end of a text
     start: IntArray
     end: IntArray
+    token: IntArray  # -1 at the end of a text
     added: IntArray
-    cut: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    cut: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Pairs of rows to carry, with the actual next token of both and where it stands."""
+    """For each of the student's rows, the teacher's last row that cuts by then, and what both read next."""
 
     source: IntArray
-    target: IntArray
+    shared: BoolArray  # the teacher cuts at the same byte
+    inside: BoolArray  # the student cuts inside the teacher's next token
     actual: IntArray  # -1: unknown tokens stand for many texts, so their mass says nothing of this one
     gold: IntArray
     read: IntArray  # bytes of the actual token before this cut, a space that is not in the text among them
     added: IntArray  # 1 where the gold token has such a space
 
     @staticmethod
-    def of(rows: _Rows, source: IntArray, wanted: _Rows, target: IntArray, mapping: VocabMap) -> _Steps:
-        token, gold = rows.token[source], wanted.token[target]
-        actual = np.where((mapping.lengths.take(token, mode="clip") > 0) & (gold >= 0), token, -1)
-        inside = np.maximum(wanted.position[target] - rows.start[source], 0).astype(np.int32)
-        read, added = np.maximum(rows.added[source], 0) + inside, np.maximum(wanted.added[target], 0)
-        return _Steps(source, target, actual, gold, read, added)
-
-    def part(self, rows: slice) -> _Steps:
-        return _Steps(
-            self.source[rows],
-            self.target[rows],
-            self.actual[rows],
-            self.gold[rows],
-            self.read[rows],
-            self.added[rows],
-        )
+    def of(rows: _Rows, wanted: _Rows, teacher: SparseRows, mapping: VocabMap, *, condition: bool) -> _Steps:
+        source = _last_cuts(rows, wanted)
+        begun = wanted.position - rows.start[source]
+        taught = wanted.cut & teacher.mask[source]
+        shared = taught & (rows.position[source] == wanted.position)
+        source_added = rows.added[source]
+        inside = taught & (begun > 0) & (wanted.position < rows.end[source]) & (source_added >= 0) & condition
+        token = rows.token[source]
+        actual = np.where((mapping.lengths.take(token, mode="clip") > 0) & (wanted.token >= 0), token, -1)
+        read = np.maximum(source_added, 0) + np.maximum(begun, 0)
+        return _Steps(source, shared, inside, actual, wanted.token, read, np.maximum(wanted.added, 0))
 
 
 def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows, _Rows]:
@@ -162,16 +158,11 @@ def _lay_out(sources: Sequence[Spans], targets: Sequence[Spans]) -> tuple[_Rows,
         1 + max(int(side.ends[-1]) if len(side.ends) else 0 for side in pair)
         for pair in zip(sources, targets, strict=True)
     ]
-    bases = np.cumsum([0, *(end + 1 for end in ends)]).tolist()
-    return _line(sources, bases, ends), _line(targets, bases, ends)
-
-
-def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> _Rows:
-    count = sum(len(text.ids) + 1 for text in texts)
-    position, start, end = (np.empty(count, np.int64) for _ in range(3))
-    token, added = np.full(count, -1, np.int32), np.zeros(count, np.int32)
+    bases = list(accumulate((end + 1 for end in ends), initial=0))
+    num_source, num_target = (sum(len(text.ids) + 1 for text in side) for side in (sources, targets))
+    position, start, end, token, added = np.empty((5, num_source + num_target), np.int32)
     row = 0
-    for text, base, length in zip(texts, bases, ends, strict=False):
+    for text, base, length in zip([*sources, *targets], bases[:-1] * 2, ends * 2, strict=True):
         last = row + len(text.ids)
         position[row] = base
         np.add(text.ends, base, out=position[row + 1 : last + 1])
@@ -179,103 +170,94 @@ def _line(texts: Sequence[Spans], bases: Sequence[int], ends: Sequence[int]) -> 
         end[row:last] = position[row + 1 : last + 1]
         position[last] = start[last] = end[last] = base + length
         token[row:last], added[row:last] = text.ids, text.added
+        token[last], added[last] = -1, 0
         row = last + 1
     cut = position <= start  # nothing of the next token is read: false inside an indivisible piece
     cuts = np.flatnonzero(cut)
-    cut[cuts[1:][np.diff(position[cuts]) == 0]] = (
-        False  # a token that read no byte: the row before it stands there
+    stands = position[cuts]
+    # a token that read no byte: the row before it stands there
+    cut[cuts[1:][stands[1:] == stands[:-1]]] = False
+    cut[num_source] = True  # but that is another side's
+    sides = slice(num_source), slice(num_source, None)
+    source, target = (
+        _Rows(position[side], start[side], end[side], token[side], added[side], cut[side]) for side in sides
     )
-    return _Rows(position, token, start, end, added, cut)
+    return source, target
 
 
-def _rows_at(rows: _Rows, wanted: _Rows) -> tuple[IntArray, IntArray]:
-    """For each byte of the line: the row that cuts there (-1: none), and the last row that cuts by then."""
-    at = np.full(int(wanted.position[-1]) + 1, -1, np.int64)
+def _last_cuts(rows: _Rows, wanted: _Rows) -> IntArray:
+    """For each row of `wanted`, the last of `rows` that cuts by then: the first row of a text always does."""
     cuts = np.flatnonzero(rows.cut)
-    at[rows.position[cuts]] = cuts
-    return at, np.maximum.accumulate(at)
+    return cuts[np.searchsorted(rows.position[cuts], wanted.position, side="right") - 1]
 
 
-def _nothing(num_rows: int, num_slots: int) -> SparseRows:
-    """Rows without a teacher: masked, with all their mass in the rest."""
-    ids, probs = np.zeros((num_rows, num_slots), np.int32), np.zeros((num_rows, num_slots), np.float32)
-    return SparseRows(ids, probs, np.ones(num_rows, np.float32), np.zeros(num_rows, bool))
+def _even_spaces(ids_UK: IntArray, teacher: SparseRows, steps: _Steps, mapping: VocabMap) -> None:
+    """At shared cuts where only one side puts a space that is not in the text, the other's tokens lose it or
+    gain it.
+    """
+    rows = np.flatnonzero(steps.shared & (steps.read != steps.added))
+    if len(rows):
+        from_DK = teacher.ids[steps.source[rows]]
+        read_DK = mapping.opening_spaces.take(from_DK, mode="clip") * steps.read[rows, None]
+        ids_UK[rows] = mapping.remainders(from_DK, read_DK, steps.added[rows, None])
 
 
-def _carry(
-    teacher: SparseRows, steps: _Steps, num_shared: int, mapping: VocabMap, result: SparseRows
+def _condition(
+    ids_UK: IntArray, probs_UK: FloatArray, teacher: SparseRows, steps: _Steps, mapping: VocabMap
 ) -> None:
-    """Maps the rows at shared cuts, which come first, and those inside a token, then adds what meets."""
-    ids_PK, probs_PK = teacher.ids.take(steps.source, axis=0), teacher.probs.take(steps.source, axis=0)
-    shared, inside, mapped_PK = slice(0, num_shared), slice(num_shared, None), np.empty_like(ids_PK)
-    mapping.target_ids.take(ids_PK[shared], mode="clip", out=mapped_PK[shared])
-    _correct_shared(mapped_PK[shared], ids_PK[shared], steps.part(shared), mapping)
-    if len(ids_PK) > num_shared:
-        share_Q = 1.0 - teacher.rest[steps.source[inside]]
-        mapped_PK[inside] = _map_inside(
-            ids_PK[inside], probs_PK[inside], steps.part(inside), mapping, share_Q
-        )
-    _merge(mapped_PK, probs_PK)
-    total_P = np.einsum("pk->p", probs_PK)
-    result.ids[steps.target], result.probs[steps.target] = mapped_PK, probs_PK
-    result.rest[steps.target] = np.maximum(1.0 - total_P, 0.0)
-    result.mask[steps.target] = (total_P > 0) | (np.arange(len(total_P)) < num_shared)
-
-
-def _correct_shared(mapped_PK: IntArray, ids_PK: IntArray, steps: _Steps, mapping: VocabMap) -> None:
-    """At shared cuts the map holds, but for the actual token and for a space that is not in the text."""
-    uneven_P = steps.read != steps.added
-    # where only one side puts a space that is not in the text, the other's tokens lose it or gain it
-    if len(uneven := np.flatnonzero(uneven_P)):
-        ids_DK = ids_PK[uneven]
-        read_DK = np.where(mapping.opens_word.take(ids_DK, mode="clip"), steps.read[uneven, None], 0)
-        mapped_PK[uneven] = mapping.remainders(ids_DK, read_DK, steps.added[uneven, None])
-    # elsewhere the map has sent most actual tokens to the actual token already
-    other = np.flatnonzero(uneven_P | (mapping.target_ids.take(steps.actual, mode="clip") != steps.gold))
-    if len(other):
-        actual_DK = ids_PK[other] == steps.actual[other, None]
-        mapped_PK[other] = np.where(actual_DK, steps.gold[other, None], mapped_PK[other])
-
-
-def _map_inside(
-    ids_QK: IntArray, probs_QK: FloatArray, steps: _Steps, mapping: VocabMap, share_Q: FloatArray
-) -> IntArray:
     """Inside the actual token: those that begin with the bytes read of it share what the K tokens had."""
+    rows = np.flatnonzero(steps.inside)
+    if not len(rows):
+        return
     # 1) keep the tokens that begin like the actual one, and what they had
-    begins_QK = mapping.begin_alike(ids_QK, steps.actual, steps.read)
-    probs_QK *= begins_QK.astype(np.float32)
+    source_Q, read_Q = steps.source[rows], steps.read[rows]
+    from_QK, probs_QK = teacher.ids[source_Q], teacher.probs[source_Q]
+    begins_QK = mapping.source.beginnings.alike(from_QK, steps.actual[rows], read_Q)
+    probs_QK *= begins_QK
     total_Q = np.einsum("qk->q", probs_QK)
-    probs_QK *= (share_Q / np.where(total_Q > 0, total_Q, 1.0))[:, None]
-    # 2) what follows in the target's own tokens; the actual token continues with the actual one
-    mapped_QK = mapping.remainders(ids_QK, steps.read[:, None], steps.added[:, None], where=begins_QK)
-    actual = np.flatnonzero(ids_QK == steps.actual[:, None])
-    mapped_QK.reshape(-1)[actual] = steps.gold[actual // ids_QK.shape[1]]
-    return mapped_QK
+    probs_QK *= ((1.0 - teacher.rest[source_Q]) / np.where(total_Q > 0, total_Q, np.float32(1)))[:, None]
+    # 2) what follows in the target's own tokens
+    places = np.flatnonzero(begins_QK)
+    place_rows = places // from_QK.shape[1]
+    ids_QK = np.full_like(from_QK, TAIL)
+    ids_QK.reshape(-1)[places] = mapping.remainders(
+        from_QK.reshape(-1).take(places), read_Q.take(place_rows), steps.added[rows].take(place_rows)
+    )
+    ids_UK[rows], probs_UK[rows] = ids_QK, probs_QK
 
 
-def _merge(ids_PK: IntArray, probs_PK: FloatArray) -> None:
+def _set_actual(ids_UK: IntArray, teacher: SparseRows, steps: _Steps, mapping: VocabMap) -> None:
+    """The actual token goes on with the actual one; at most shared cuts the map has sent it there."""
+    mapped_U = mapping.target_ids.take(steps.actual, mode="clip")
+    rows = np.flatnonzero(steps.inside | (steps.read != steps.added) | (mapped_U != steps.gold))
+    hits = np.flatnonzero(teacher.ids[steps.source[rows]] == steps.actual[rows, None])
+    found, slots = np.divmod(hits, ids_UK.shape[1])
+    ids_UK[rows[found], slots] = steps.gold[rows[found]]
+
+
+def _merge(ids_BK: IntArray, probs_BK: FloatArray, place_bits: int) -> None:
     """In place: equal ids of a row become one slot with their sum; the tail's slots become unused."""
-    slots = ids_PK.shape[1]
-    bits = (slots - 1).bit_length()
-    # Sorting numbers made of id and slot brings equal ids together, and nothing has to be carried along.
-    keys_PK = ids_PK.view(np.uint32) << np.uint32(bits)
-    keys_PK |= np.arange(slots, dtype=np.uint32)
-    keys_PK.sort(axis=1)
-    keys, ids, probs = keys_PK.reshape(-1), ids_PK.reshape(-1), probs_PK.reshape(-1)
-    alike_PK = np.zeros(ids_PK.shape, bool)  # each key with the next one
-    np.less(keys[1:] ^ keys[:-1], np.uint32(1 << bits), out=alike_PK.reshape(-1)[:-1])
-    alike_PK[:, -1] = False
-    # the tail sorts last, and need not meet
-    tail_rows = np.flatnonzero(keys_PK[:, -1] >> np.uint32(31))
-    alike_PK[tail_rows] &= keys_PK[tail_rows] >> np.uint32(31) == 0
-    again = np.flatnonzero(alike_PK)
+    # 1) sorting numbers made of id and place brings equal ids together, and says where they were
+    keys_BK = ids_BK.view(np.uint32) << np.uint32(place_bits)
+    keys_BK |= np.arange(ids_BK.size, dtype=np.uint32).reshape(ids_BK.shape)
+    keys_BK.sort(axis=1)
+    keys, ids, probs = keys_BK.reshape(-1), ids_BK.reshape(-1), probs_BK.reshape(-1)
+    # 2) each key with the one before; the tail sorts last, and need not meet
+    alike_BK = np.zeros(ids_BK.shape, bool)
+    alike = alike_BK.reshape(-1)
+    np.less(keys[1:] ^ keys[:-1], np.uint32(1 << place_bits), out=alike[1:])
+    alike &= keys < np.uint32((1 << 32) - (1 << place_bits))
+    alike_BK[:, 0] = False
+    # 3) runs of equal ids: the later ones join the first
+    again = np.flatnonzero(alike)
     if len(again):
-        row_begins, slot_mask = again // slots * slots, np.uint32((1 << bits) - 1)
-        later = row_begins + (keys.take(again + 1) & slot_mask)
-        runs = np.flatnonzero(np.concatenate(([True], again[1:] - again[:-1] != 1)))
-        first = row_begins.take(runs) + (keys.take(again.take(runs)) & slot_mask)
+        place_mask = (1 << place_bits) - 1
+        later = keys.take(again).astype(np.int64) & place_mask
+        runs = np.flatnonzero(np.concatenate(([True], again[1:] != again[:-1] + 1)))
+        first = keys.take(again.take(runs) - 1).astype(np.int64) & place_mask
         probs[first] += np.add.reduceat(probs.take(later), runs)
-        probs[later], ids[later] = 0.0, 0
-    used = ids_PK[tail_rows] >= 0
-    probs_PK[tail_rows] *= used.astype(np.float32)
-    ids_PK[tail_rows] *= used.astype(np.int32)
+        ids[later] = TAIL
+    # 4) all bits of what is in the tail become 0
+    used_BK = ~(ids_BK >> 31)
+    ids_BK &= used_BK
+    probs_BK.view(np.int32)[...] &= used_BK

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from consort.files import whole_file
 
 if TYPE_CHECKING:
     from consort.align.vocabulary import Vocabulary
-    from consort.types import IntArray
-
-    BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+    from consort.types import BoolArray, IntArray
 
 TAIL = -1  # the target has no token for it: the mass joins `rest`
 _UNKNOWN = -2  # not looked up yet
@@ -42,50 +40,21 @@ class VocabMap:
     target: Vocabulary = field(repr=False)
     target_ids: IntArray
     lengths: IntArray = field(repr=False)  # bytes of each source token, 0 for ids beyond the source
-    heads: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(
-        repr=False
-    )  # first 8 bytes, the first one on top
-    has_nul: BoolArray = field(repr=False)
-    opens_word: BoolArray = field(repr=False)  # begins with a space
-    _offsets: IntArray = field(repr=False)
-    _known: IntArray = field(
-        repr=False
-    )  # [offset of token + bytes read], once without and once with a space before
+    opening_spaces: IntArray = field(repr=False)  # 1 for a source token that begins with a space
+    _known: IntArray = field(repr=False)  # at a beginning's place, once without and once with a space before
 
-    def begin_alike(self, ids_QK: IntArray, actual_Q: IntArray, bytes_Q: IntArray) -> BoolArray:
-        """Which tokens begin with the first `bytes_Q` bytes of the actual token of their row."""
-        shift_Q = (8 * (8 - np.minimum(bytes_Q, 8))).astype(np.uint64)
-        wanted_Q = self.heads[actual_Q] >> shift_Q
-        alike_QK: BoolArray = self.heads.take(ids_QK, mode="clip") >> shift_Q[:, None] == wanted_Q[:, None]
-        # more than 8 bytes, or NUL bytes that look like the end of a short token: few rows, one by one
-        pieces = self.source.token_bytes
-        for row in np.flatnonzero((bytes_Q > 8) | (self.has_nul[actual_Q])).tolist():
-            begin = (pieces[actual_Q[row]] or b"")[: bytes_Q[row]]
-            slots = np.flatnonzero(alike_QK[row])
-            alike_QK[row, slots] = [
-                index < len(pieces) and (pieces[index] or b"").startswith(begin)
-                for index in ids_QK[row, slots].tolist()
-            ]
-        return alike_QK
-
-    def remainders(
-        self, ids: IntArray, bytes_read: IntArray, added: IntArray, *, where: BoolArray | None = None
-    ) -> IntArray:
+    def remainders(self, ids: IntArray, bytes_read: IntArray, added: IntArray) -> IntArray:
         """First target token of what is left of each token after `bytes_read`, behind a space where `added`
         is 1.
-
-        Where `where` is False it is TAIL, and the token may be shorter than that.
         """
-        size = len(self._known) // 2
-        places = self._offsets.take(ids, mode="clip")
-        places += bytes_read + np.where(added > 0, np.int32(size), np.int32(0))
-        if where is not None:
-            places *= where.astype(np.int32)  # place 0 holds TAIL
+        size, offsets = len(self._known) // 2, self.source.beginnings.offsets
+        places = offsets.take(ids, mode="clip")
+        places += bytes_read + (added > 0) * np.int32(size)
         found: IntArray = self._known.take(places, mode="clip")
-        if (missing := found == _UNKNOWN).any():
-            wanted = np.unique(places[missing])
-            tokens = np.searchsorted(self._offsets, wanted % size, side="right") - 1
-            self._known[wanted] = self._look_up(tokens, wanted % size - self._offsets[tokens], wanted >= size)
+        if found.min(initial=TAIL) == _UNKNOWN:
+            wanted = np.unique(places[found == _UNKNOWN])
+            tokens = np.searchsorted(offsets, wanted % size, side="right") - 1
+            self._known[wanted] = self._look_up(tokens, wanted % size - offsets[tokens], wanted >= size)
             found = self._known.take(places)
         return found
 
@@ -116,6 +85,13 @@ def own_first_tokens(texts: Sequence[bytes], target: Vocabulary) -> IntArray:
     """First token of the target's own encoding of each text, TAIL where it does not begin the text."""
     found = np.full(len(texts), TAIL, np.int32)
     readable = [(index, text) for index, raw in enumerate(texts) if (text := _decoded(raw))]
+    if target.drops_space:  # it writes " word" only as the first word of a text, so this is asked first
+        words = [(index, text) for index, text in readable if text.startswith(" ")]
+        firsts = target.first_tokens([text for _, text in words], beginning=True)
+        for (index, text), first in zip(words, firsts, strict=True):
+            if first is not None and _begins(texts[index], text, first, target):
+                found[index] = first
+        readable = [(index, text) for index, text in readable if found[index] == TAIL]
     firsts = target.first_tokens([text for _, text in readable])
     refused = []
     for (index, text), first in zip(readable, firsts, strict=True):
@@ -168,22 +144,14 @@ def _cached_map(pair: _Pair) -> VocabMap:
     if target_ids is None:
         target_ids = _made(source, target)
         _store(path, target_ids)
-    lengths = source.lengths
-    heads = [int.from_bytes((piece or b"")[:8].ljust(8, b"\0"), "big") for piece in source.token_bytes]
-    offsets = np.cumsum(np.append(1, lengths[:-1] + 1), dtype=np.int32)
+    lengths, offsets = source.lengths, source.beginnings.offsets
     known = np.full((2, int(offsets[-1]) + 1), _UNKNOWN, np.int32)
-    known[:, 0] = TAIL
     known[:, offsets + lengths] = TAIL  # nothing is left of the token
     known[0, offsets] = target_ids
-    known[1, offsets[lengths == 0]] = target_ids[
-        lengths == 0
-    ]  # the end of text, with a space before it or none
-    has_nul = np.array([*(b"\0" in (piece or b"") for piece in source.token_bytes), False])
-    heads_V = np.array([*heads, 0], np.uint64)
-    opens_word = heads_V >> np.uint64(56) == ord(" ")
-    return VocabMap(
-        source, target, target_ids, lengths, heads_V, has_nul, opens_word, offsets, known.reshape(-1)
-    )
+    # the end of text, with a space before it or none
+    known[1, offsets[lengths == 0]] = target_ids[lengths == 0]
+    spaces = np.array([*((piece or b"").startswith(b" ") for piece in source.token_bytes), False], np.int32)
+    return VocabMap(source, target, target_ids, lengths, spaces, known.reshape(-1))
 
 
 def _made(source: Vocabulary, target: Vocabulary) -> IntArray:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from consort.align.beginnings import Beginnings
 from consort.align.byte_spans import Spans, locate
 from consort.align.token_bytes import Json, token_bytes, without_added_space
 from consort.errors import DataError, ModelError
@@ -142,9 +143,20 @@ class Vocabulary:
         return np.array([*(len(piece or b"") for piece in self.token_bytes), 0], np.int32)
 
     @cached_property
+    def beginnings(self) -> Beginnings:
+        """Which tokens begin with the same bytes."""
+        return Beginnings.of(self.token_bytes)
+
+    @cached_property
     def adds_space(self) -> bool:
         """Whether encoding puts a space before the first word of a text."""
         return (self.token_bytes[self.encode("a")[0]] or b"").startswith(b" ")
+
+    @cached_property
+    def drops_space(self) -> bool:
+        """Whether the space before a word inside a text is lost: such a tokenizer splits at white space."""
+        first = self.first_tokens([" a"])[0]
+        return first is None or not (self.token_bytes[first] or b"").startswith(b" ")
 
     @cached_property
     def _encoder(self) -> Tokenizer:

@@ -6,29 +6,32 @@ Opened, extended, rewound, closed. What other strategies read a far model by; sp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from consort.errors import RequestError
+from consort.inference.metering import Call, Gauge, MeteredSessions
+from consort.inference.white_box import white_box
 from consort.models.frames import Payload, pack_rows, request_of
-from consort.types import Session, TokenLM, TopK
+from consort.types import LM, Session, TopK
 
 
 @dataclass(slots=True, eq=False)
 class _Cache:
     """One number's cache; `session` is there once the request is read. One message at a time."""
 
+    calls: list[Call] = field(default_factory=list)
     session: Session | None = None
     is_closed: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Caches:
-    """One connection's caches, by the numbers of its sessions."""
+    """One connection's caches, by the numbers of its sessions; `ended` hears what each has taken."""
 
-    def __init__(self, lm: TokenLM) -> None:
-        self._lm = lm
+    def __init__(self, lm: LM, *, ended: Callable[[Call], None]) -> None:
+        self._lm, self._ended = lm, ended
         self._held: dict[int, _Cache] = {}
 
     def __contains__(self, number: int) -> bool:
@@ -54,8 +57,7 @@ class Caches:
         cache = self._held.pop(number, None)
         if cache is not None:
             cache.is_closed = True
-            if cache.session is not None:
-                cache.session.close()
+            self._free(cache)
 
     def close(self) -> None:
         """Free them all."""
@@ -65,13 +67,12 @@ class Caches:
     async def _open(self, number: int, said: Mapping[str, Any]) -> Payload:
         if number in self._held:
             raise RequestError("this session is open")
-        if not hasattr(self._lm, "open"):
-            raise RequestError("this model's distributions cannot be read", where=self._lm.name)
-        request = request_of(said["hold"])
-        cache = self._held[number] = _Cache()
-        opening = asyncio.create_task(asyncio.to_thread(self._lm.open, request))
+        request, cache = request_of(said["hold"]), _Cache()
+        lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
+        self._held[number] = cache
+        opening = asyncio.create_task(asyncio.to_thread(lm.open, request))
         # a thread cannot be cancelled: whoever stops waiting leaves a session that must still be freed
-        opening.add_done_callback(lambda done: _kept(cache, done))
+        opening.add_done_callback(lambda done: self._kept(cache, done))
         try:
             _, first = await asyncio.shield(opening)
         except Exception:
@@ -80,16 +81,19 @@ class Caches:
             raise
         return pack_rows([first])
 
+    def _kept(self, cache: _Cache, opened: asyncio.Task[tuple[Session, TopK]]) -> None:
+        if not opened.cancelled() and opened.exception() is None:
+            cache.session = opened.result()[0]
+            if cache.is_closed:
+                self._free(cache)
+
+    def _free(self, cache: _Cache) -> None:
+        if cache.session is not None:
+            cache.session.close()
+            self._ended(cache.calls[0])
+
 
 def _extended(session: Session, ids: Sequence[int], rewound: int) -> list[TopK]:
     if rewound:
         session.rewind(rewound)
     return session.extend(ids)
-
-
-def _kept(cache: _Cache, opened: asyncio.Task[tuple[Session, TopK]]) -> None:
-    if opened.cancelled() or opened.exception() is not None:
-        return
-    cache.session = opened.result()[0]
-    if cache.is_closed:
-        cache.session.close()

@@ -89,6 +89,9 @@ class _HeardWriting:
     def draft(self, begins: int, draft: Draft) -> None:
         self._writing.draft(begins, draft)
 
+    def pause_at(self, tokens: int | None) -> bool:
+        return self._writing.pause_at(tokens)
+
     async def close(self) -> None:
         await self._writing.close()
 

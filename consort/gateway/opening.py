@@ -11,16 +11,16 @@ from typing import cast
 
 from consort.config import Config
 from consort.config_serve import PROXY, ServeConfig
-from consort.errors import ConfigError, DataError
+from consort.errors import ConfigError, DataError, ModelError
 from consort.gateway.deferring import deferral_of, sessions_of, shows_states
 from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_guides, load_lm, load_proxy, served
+from consort.gateway.pool import Pool
 from consort.gateway.service import Service
 from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES
-from consort.gateway.verifier import Pool
 from consort.inference.cache import OFF
 from consort.inference.cache_measured import load_likeness
 from consort.inference.mixing_weights import load_weights
@@ -131,6 +131,13 @@ def _check_strategy(judging: Judges, edges: tuple[LM, ...], cloud: LM | None, gu
     if strategy == "mix" and guides is None:
         hint = "name the proxy and its adapter under [serve.proxy]"
         raise ConfigError("no tuned proxy is served, by which mix steers", where=where, hint=hint)
+    if strategy == "mix":
+        if cloud is None:
+            raise ConfigError("mix needs a cloud model, and none is served", where=where, hint="name one")
+        try:
+            white_box(cloud, where="mix")
+        except ModelError as error:
+            raise ConfigError(f"{error.where}: {error.what}", where=where, hint=error.hint) from error
 
 
 def _shadow(config: ServeConfig, ledger: Ledger, scorer: str, spent: float) -> Shadow | None:

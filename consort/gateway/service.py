@@ -36,7 +36,7 @@ from consort.problems import nearest
 from consort.types import LM, Consort, DraftedLM, Drafter, Scorer, Strategy
 
 if TYPE_CHECKING:
-    from consort.gateway.verifier import Pool
+    from consort.gateway.pool import Pool
 
 OWN = "consort"  # the model name that means the configured strategy
 RECENT = 50  # finished requests the dashboard shows

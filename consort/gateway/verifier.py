@@ -1,28 +1,19 @@
-"""The cloud's end of speculation: sessions on a WebSocket, each an answer that is written in any case.
+"""The cloud's end of speculation: sessions on a WebSocket. Answers are the pool's, caches the connection's.
 
-A session outlives its connection: whoever comes back with its name gets what was written meanwhile. Sessions
-without a connection are parked; where there is no room, those parked longest leave first. All share the
-model's batch, so many are verified in one pass. Messages: `models.frames`.
+All share the model's batch, so many are verified in one pass. Messages: `models.frames`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import time
-from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from consort.align import Vocabulary
-from consort.errors import ConsortError, DeadlineError, LimitError, RequestError
+from consort.errors import ConsortError, RequestError
 from consort.gateway.caches import Caches
-from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import Key
-from consort.gateway.ledger import Row
-from consort.gateway.service import Service
+from consort.gateway.pool import Answering, Pool
 from consort.models.frames import (
     CONTROL,
     MAX_BYTES,
@@ -30,15 +21,9 @@ from consort.models.frames import (
     Payload,
     pack,
     pack_ids,
-    request_of,
-    token_bits,
     unpack,
     unpack_draft,
-    unpack_ids,
 )
-from consort.types import DraftedLM, FinishReason, TokenLM, Writing
-
-PARKED_S = 30.0  # a session without a connection is kept for so long
 
 
 class Socket(Protocol):
@@ -51,134 +36,6 @@ class Socket(Protocol):
     async def send(self, data: bytes) -> None:
         """Send one."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class Answering:
-    """One answer under way, with or without somebody who listens."""
-
-    name: str
-    writing: Writing
-    key: Key
-    began_s: float
-    answer: list[int]
-    first: int  # tokens that were known before
-    finish: FinishReason | None = None
-    error: ConsortError | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    listeners: int = 0
-    parked_s: float = 0.0  # since when nobody listens
-    drafts: int = 0
-
-    def leave(self) -> None:
-        """One listener less."""
-        self.listeners -= 1
-        self.parked_s = time.monotonic()
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will be added."""
-        return self.finish is not None or self.error is not None
-
-
-class Pool:
-    """The sessions of one model: at most `room` at once, the parked ones leave first."""
-
-    def __init__(self, service: Service, lm: DraftedLM, *, room: int) -> None:
-        self.service, self.lm, self._room = service, lm, room
-        self.vocabulary = cast("Vocabulary", lm.tokenizer)
-        self.bits = token_bits(self.vocabulary.size)
-        self.answerings: OrderedDict[str, Answering] = OrderedDict()  # the longest untouched first
-
-    async def begin(self, said: Mapping[str, Any], key: Key) -> Answering:
-        """A new answer, or the one that the message names. LimitError where there is no room."""
-        known = self.known(said)
-        held = self.answerings.get(str(said.get("session", "")))
-        if held is not None and held.key == key and held.answer[: len(known)] == known:
-            self.answerings.move_to_end(held.name)
-            return held
-        self.service.door.admit(key)
-        self._make_room()
-        request = request_of(said.get("open"))
-        writing = await self.lm.write(request, after=known)
-        answering = Answering(
-            secrets.token_hex(8), writing, key, time.monotonic(), list(known), first=len(known)
-        )
-        self.answerings[answering.name] = answering
-        answering.task = asyncio.create_task(self._write(answering))
-        return answering
-
-    def known(self, said: Mapping[str, Any]) -> list[int]:
-        """The answer's tokens that whoever asks has already."""
-        after = said.get("after")
-        return unpack_ids(after, self.bits) if isinstance(after, bytes) else []
-
-    async def end(self, answering: Answering) -> None:
-        """Nobody wants the answer any more."""
-        self.answerings.pop(answering.name, None)
-        if answering.task is not None:
-            answering.task.cancel()
-            await asyncio.gather(answering.task, return_exceptions=True)
-
-    def _make_room(self) -> None:
-        for name, held in list(self.answerings.items()):
-            old = time.monotonic() - held.parked_s > PARKED_S
-            if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
-                del self.answerings[name]
-                if held.task is not None:
-                    held.task.cancel()
-        if len(self.answerings) >= self._room:
-            error = LimitError(f"all {self._room} sessions are taken", hint="try again in a moment")
-            error.http_status = 503
-            raise error
-
-    async def _write(self, answering: Answering) -> None:
-        outcome = "client_left"
-        try:
-            async with asyncio.timeout(self.service.config.deadline_s):
-                async for written in answering.writing.written():
-                    answering.answer += written.ids
-                    answering.finish = written.finish_reason
-                    answering.news.set()
-            outcome = "done"
-        except TimeoutError:
-            answering.error = DeadlineError("no whole answer in time")
-        except ConsortError as error:
-            answering.error = error
-        finally:
-            if answering.error is not None:
-                outcome = outcome_of(answering.error)
-            answering.news.set()
-            await answering.writing.close()
-            self.service.record(self._row(answering, outcome))
-
-    def _row(self, answering: Answering, outcome: str) -> Row:
-        written = len(answering.answer) - answering.first
-        seconds = round(time.monotonic() - answering.began_s, 6)
-        prompt_tokens, name = answering.writing.prompt_tokens, self.lm.name
-        cost = self.service.price(name, prompt_tokens, written)
-        return Row(
-            id=f"session-{answering.name}",
-            at=time.time() - seconds,
-            key=answering.key.name,
-            model=name,
-            strategy="verify",
-            outcome=outcome,
-            streamed=True,
-            latency_s=seconds,
-            first_s=None,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=written,
-            edge_tokens=0,
-            cloud_tokens=written,
-            cloud_bytes=0,
-            cost=cost,
-            cost_all_cloud=cost,
-            spans=(),
-            calls=(),
-            notes=({"strategy": "verify", "event": "drafted", "messages": answering.drafts},),
-        )
 
 
 async def converse(socket: Socket, pool: Pool, key: Key) -> None:
@@ -197,7 +54,7 @@ class _Connection:
         self._socket, self._pool, self._key = socket, pool, key
         self._answerings: dict[int, Answering] = {}
         self._tellers: dict[int, asyncio.Task[None]] = {}
-        self._caches = Caches(cast("TokenLM", pool.lm))
+        self._caches = Caches(pool.lm, ended=lambda call: pool.read(key, call))
         self._working: set[asyncio.Task[None]] = set()
 
     async def hear(self, data: bytes) -> None:

@@ -164,6 +164,9 @@ class _MeteredWriting:
     def draft(self, begins: int, draft: Draft) -> None:
         self._writing.draft(begins, draft)
 
+    def pause_at(self, tokens: int | None) -> bool:
+        return self._writing.pause_at(tokens)
+
     async def close(self) -> None:
         await self._writing.close()
         call = self._call

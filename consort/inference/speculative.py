@@ -2,10 +2,10 @@
 one pass. The answer is the cloud's own, bit for bit, at every temperature and whatever is drafted.
 
 Drafts are guesses about an answer that the cloud writes anyway: it draws each token with noise that seed,
-position and token alone decide (shared-randomness coupling, arXiv 2408.07978), goes as far in one pass as the
-draft foresaw, and never waits. The drafter works ahead of the reply: as long as its path is likely it drafts
-on, and when the answer goes another way the next message begins after the cloud's own token. Decides nothing
-about networks: `Writing` may be in this process or far away.
+position and token alone decide (shared-randomness coupling, arXiv 2408.07978) and goes as far in one pass as
+the draft foresaw. A cloud far away never waits. The drafter works ahead of the reply: as long as its path is
+likely it drafts on, and when the answer goes another way the next message begins after the cloud's own token.
+A cloud in this process computes on the same cores, and there is no round trip to hide: the two take turns.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Protocol, cast
 
 from consort.align import Vocabulary
 from consort.errors import ConsortError, RequestError
 from consort.inference.pace import Pace
 from consort.inference.single import answered_by, cloud_of
+from consort.inference.streams import by_author
 from consort.models.decoding.prompt import begun_text
 from consort.models.decoding.text import TextWriter
 from consort.models.drafts import NOTHING, below, child, depths, first_path, is_sound, joined
@@ -103,25 +103,33 @@ class _Run:
     chances: list[float] = field(default_factory=list)  # of the pending first path's tokens, each by itself
     news: asyncio.Event = field(default_factory=asyncio.Event)
     off: str = ""  # why nothing is drafted any more
+    in_turn: bool = False  # the verifier waits for drafts
     drafted: int = 0
     accepted: int = 0
     pieces: int = 0
+    turns: int = 0  # drafts for which the verifier waited
     resumed: int = 0
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The answer, each piece by who foresaw it."""
-        if self.pace.begins():
-            self.task = asyncio.create_task(self._draft())
-        else:
+        if not self.pace.begins():
             self.off = "did not pay lately"
+        elif self.writing.pause_at(None if self.pace.is_trial() else 1):
+            self.in_turn = True
+        else:
+            self.task = asyncio.create_task(self._draft())
         text = TextWriter(self.vocabulary, stop=self.request.stop, beginning=not begun_text(self.request))
-        before_s = time.monotonic()
+        before_s = asked_s = self.pace.clock()
         async for written in self.writing.written():
-            now_s = time.monotonic()
+            now_s = self.pace.clock()
             if self.pieces and written.ids:  # the first came after the prompt was read
-                drafting = not (self.off or self.pace.is_trial())
-                foreseen = bool(self.pending.ids)
-                self.pace.came(len(written.ids), now_s - before_s, foreseen=foreseen, drafting=drafting)
+                self.pace.came(
+                    len(written.ids),
+                    now_s - before_s,
+                    pass_s=now_s - max(before_s, asked_s),
+                    foreseen=bool(self.pending.ids),
+                    drafting=not (self.off or self.pace.is_trial()),
+                )
             before_s, self.pieces = now_s, self.pieces + 1
             if not written.ids and written.finish_reason is None:
                 self._forget()
@@ -139,6 +147,9 @@ class _Run:
                 yield Chunk("", self.cloud, finish, usage)
                 return
             self._reconsider()
+            if self.in_turn:  # after what was written is out
+                await self._take_turn()
+                asked_s = self.pace.clock()
 
     async def close(self) -> None:
         """Stop drafting and writing, whatever the end."""
@@ -153,14 +164,8 @@ class _Run:
 
     def told(self) -> dict[str, float | int | str]:
         """For the receipt: what was drafted, and by what measurements it was decided."""
-        pace, shape = self.pace, self.pace.shape()
-        measured = {
-            "plain_ms": pace.plain.token_s,
-            "drafted_ms": pace.drafted.token_s,
-            "step_ms": pace.step_s,
-            "level_ms": pace.level_s,
-            "rtt_ms": self.writing.rtt_s,
-        }
+        pace = self.pace
+        shape = pace.shape_in_turn(self.request.max_tokens) if self.turns else pace.shape()
         told: dict[str, float | int | str] = {
             "drafter": self.drafter.name,
             "seed": str(self.request.seed),  # of 63 bits: a JSON number would lose some in a browser
@@ -168,15 +173,17 @@ class _Run:
             "top_p": self.request.top_p,
             "max_tokens": self.request.max_tokens,
             "passes": self.pieces,
+            "turns": self.turns,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "resumed": self.resumed,
             "acceptance": round(pace.acceptance, 3),
             "depth": shape.depth,
             "width": shape.width,
+            "least": round(shape.least, 3),
             "off": self.off,
         }
-        return told | {name: round(1e3 * value, 3) for name, value in measured.items() if value is not None}
+        return told | pace.measured_ms() | {"rtt_ms": round(1e3 * self.writing.rtt_s, 3)}
 
     def _take(self, ids: tuple[int, ...]) -> tuple[list[str], str]:
         """Tokens of the answer: who foresaw each, and what had been drafted in place of the last."""
@@ -223,16 +230,37 @@ class _Run:
         except ConsortError as error:  # the answer needs no drafts
             self.off = f"the drafter failed: {error.code}"
 
+    async def _take_turn(self) -> None:
+        """Draft while the verifier waits, and let it make a pass; where no drafts are wanted, let it write
+        on."""
+        if self.pace.is_trial():
+            return
+        room = self.request.max_tokens - len(self.answer) - 1  # the pass itself writes one
+        try:
+            if not self.off and room > 0:
+                if self.drafting is None:
+                    self.drafting = await self.drafter.open(self.request)
+                self.turns += 1
+                await self._draft_on(self.pace.shape_in_turn(room), 1.0)
+        except ConsortError as error:
+            self.off = f"the drafter failed: {error.code}"
+        except Exception as error:  # of the drafter's code, as in `close`: the answer needs no drafts
+            self.off = f"the drafter failed: {type(error).__name__}"
+        self.in_turn = not self.off
+        self.writing.pause_at(len(self.answer) + 1 if self.in_turn else None)
+
     async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
         believed = [*self.answer, *self._path()]
-        began_s = time.monotonic()
+        began_s = self.pace.clock()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
-        took_s = time.monotonic() - began_s
-        if not draft.ids or not is_sound(draft, self.vocabulary.size):
+        took_s = self.pace.clock() - began_s
+        if not is_sound(draft, self.vocabulary.size):
             return False
-        self.pace.levels(1 + max(depths(draft.parents)), took_s)
+        self.pace.levels(1 + max(depths(draft.parents), default=-1), took_s)
+        if not draft.ids:
+            return False
         held = self.pending
         self.pending = joined(held, self.answer, len(believed), draft)
         if self.pending is held:  # the answer went another way meanwhile
@@ -256,14 +284,3 @@ class _Run:
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(self.vocabulary.token_bytes[token] or b"" for token in ids).decode(errors="replace")
-
-
-def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]:
-    """Pieces of text and their authors as chunks, one for each run of an author; the last with what was
-    struck."""
-    runs = [
-        ("".join(text for text, _ in run), author)
-        for author, run in groupby([piece for piece in pieces if piece[0]], key=lambda piece: piece[1])
-    ]
-    for place, (text, author) in enumerate(runs):
-        yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")

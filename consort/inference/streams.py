@@ -1,8 +1,9 @@
-"""Streams of chunks: closed when they are left, read whole where a whole answer is judged."""
+"""Streams of chunks: closed when they are left, read whole where a whole answer is judged, cut by author."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import groupby
 from types import TracebackType
 from typing import Any
 
@@ -46,3 +47,14 @@ def answer_of(chunks: Sequence[Chunk]) -> Answer:
         chunks[-1].model if chunks else "",
         tuple(token for chunk in chunks for token in chunk.logprobs),
     )
+
+
+def by_author(pieces: Sequence[tuple[str, str]], struck: str) -> Iterator[Chunk]:
+    """Pieces of text and their authors as chunks, one for each run of an author; the last with what was
+    struck."""
+    runs = [
+        ("".join(text for text, _ in run), author)
+        for author, run in groupby([piece for piece in pieces if piece[0]], key=lambda piece: piece[1])
+    ]
+    for place, (text, author) in enumerate(runs):
+        yield Chunk(text, author, struck=struck if place == len(runs) - 1 else "")

@@ -111,6 +111,10 @@ class RemoteWriting:
             self.sent_bytes += sent
             self.draft_bytes += sent
 
+    def pause_at(self, tokens: int | None) -> bool:
+        """Nobody waits across a network."""
+        return False
+
     async def close(self) -> None:
         """Write no further."""
         if self._link is not None:

@@ -21,6 +21,7 @@ from consort.align import (
     transfer_batch,
     vocab_map,
 )
+from consort.align.transfer import _BLOCK_SLOTS
 from consort.align.vocab_map import own_first_tokens
 from tests.align.texts_and_teachers import PAIRS, PROSE, any_text, certain_teacher, random_teacher
 
@@ -87,7 +88,14 @@ def test_mass_is_conserved_and_ids_never_repeat(
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("gpt-neox", "llama2"), ("llama2", "gpt2"), ("gpt2", "deepseek-llm"), ("t5-unigram", "falcon")],
+    [
+        ("gpt-neox", "llama2"),
+        ("llama2", "gpt2"),
+        ("gpt2", "deepseek-llm"),
+        ("t5-unigram", "falcon"),
+        ("bert-wordpiece", "deepseek-llm"),
+        ("starcoder", "t5-unigram"),
+    ],
 )
 def test_transfer_equals_its_definition_written_out(
     vocabularies: dict[str, Vocabulary], source: str, target: str
@@ -173,9 +181,12 @@ def test_a_batch_equals_its_texts_one_by_one(vocabularies: dict[str, Vocabulary]
     a, b = vocabularies["llama2"], vocabularies["gpt2"]
     texts = ["Yes.", "", "refund_not_showing_up", "日本 😀", PROSE, " "]
     pairs = [(a.spans(text), b.spans(text)) for text in texts]
-    teachers = [random_teacher(spans, a, slots=16, seed=i) for i, (spans, _) in enumerate(pairs)]
+    teachers = [random_teacher(spans, a, slots=128, seed=i) for i, (spans, _) in enumerate(pairs)]
     mapping = vocab_map(a, b)
     alone = [transfer(t, s, w, mapping) for t, (s, w) in zip(teachers, pairs, strict=True)]
+    copies = 10  # more rows than are sorted at a time
+    pairs, teachers, alone = pairs * copies, teachers * copies, alone * copies
+    assert sum(rows.ids.size for rows in alone) > _BLOCK_SLOTS
     together = transfer_batch(
         SparseRows(
             *(

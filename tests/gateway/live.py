@@ -19,9 +19,9 @@ from consort.config_serve import ServeConfig, ServedModel
 from consort.gateway.app import close
 from consort.gateway.keys import Door
 from consort.gateway.ledger import Ledger
+from consort.gateway.pool import Pool
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
-from consort.gateway.verifier import Pool
 from consort.inference.cache import OFF
 from consort.inference.mixture import Guides
 from consort.types import LM, DraftedLM

@@ -23,10 +23,13 @@ from consort.inference.mixture import Guides, mix
 from consort.inference.share import Share
 from consort.inference.token_need import doubt
 from consort.models.decoding.lm import LocalLM
+from consort.models.local import save_model
 from consort.models.remote import Endpoint
 from consort.models.verifier import Verifier
+from consort.training.adapters import OWN, add_lora
+from consort.training.peft_directory import save_adapter
 from consort.types import Chunk, Consort, Message, Request, Strategy
-from tests.gateway.live import live
+from tests.gateway.live import Live, live
 from tests.inference.test_speculative import text
 from tests.tiny_models import escaped_spaces, tiny
 
@@ -35,13 +38,13 @@ EVEN = [index / 100 for index in range(101)]
 
 
 @asynccontextmanager
-async def far(folder: Path) -> AsyncIterator[tuple[LocalLM, Verifier]]:
-    """A model here, and the same one over the network."""
+async def far(folder: Path) -> AsyncIterator[tuple[LocalLM, Verifier, Live]]:
+    """A model here, and the same one over the network, from that gateway."""
     lm = LocalLM(tiny(), answers=1, sessions=3, context_tokens=128)
     async with live(folder, edges=(), cloud=lm, room=2) as here:
         verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama"))
         try:
-            yield lm, verifier
+            yield lm, verifier, here
         finally:
             await verifier.close()
 
@@ -69,7 +72,7 @@ async def answered(strategy: Strategy, request: Request, cloud: object) -> list[
 @pytest.mark.parametrize("way", [deferred, mixed])
 def test_the_answer_is_the_same_as_with_the_model_here(tmp_path, way):
     async def work() -> None:
-        async with far(tmp_path) as (lm, verifier):
+        async with far(tmp_path) as (lm, verifier, _):
             for seed, temperature in enumerate((0.0, 1.0, 1.0)):
                 request = replace(ASKED, seed=seed, temperature=temperature)
                 near = await answered(way(), request, lm)
@@ -82,7 +85,7 @@ def test_the_answer_is_the_same_as_with_the_model_here(tmp_path, way):
 def test_connections_that_break_change_nothing(tmp_path, way):
     async def work() -> None:
         rng = random.Random(0)
-        async with far(tmp_path) as (lm, verifier):
+        async with far(tmp_path) as (lm, verifier, _):
             request = replace(ASKED, seed=1, temperature=1.0)
             near = await answered(way(), request, lm)
             found, broken = [], 0
@@ -100,9 +103,25 @@ def test_connections_that_break_change_nothing(tmp_path, way):
     asyncio.run(work())
 
 
+def test_what_is_read_along_is_written_down_where_it_is_read(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path) as (_, verifier, here):
+            await answered(deferred(), ASKED, verifier)
+            await verifier.close()
+            async with asyncio.timeout(5):
+                while not here.service.recent:
+                    await asyncio.sleep(0.01)
+            (row,) = here.service.recent
+            assert (row.strategy, row.outcome, row.notes[0]["event"]) == ("verify", "done", "read")
+            assert row.prompt_tokens > 0
+            assert 0 < row.completion_tokens <= ASKED.max_tokens
+
+    asyncio.run(work())
+
+
 def test_a_cloud_that_changed_its_tokenizer_is_asked_for_it_again(tmp_path):
     async def work() -> None:
-        async with far(tmp_path) as (lm, verifier):
+        async with far(tmp_path) as (lm, verifier, _):
             await verifier.connect()
             verifier.tokenizer = tiny("gpt2", escaped_spaces("bpe", lines_apart=False)).vocabulary
             with pytest.raises(UpstreamError, match="another tokenizer"):
@@ -115,11 +134,22 @@ def test_a_cloud_that_changed_its_tokenizer_is_asked_for_it_again(tmp_path):
     asyncio.run(work())
 
 
+def tiny_proxy(folder: Path) -> ServedModel:
+    """A proxy with an adapter that it learned, as a run leaves them."""
+    proxy = tiny()
+    add_lora(proxy, OWN, rank=2, alpha=4.0, seed=0)
+    save_adapter(proxy, OWN, folder / "adapter", base=str(folder / "proxy"))
+    save_model(tiny(), folder / "proxy")
+    return ServedModel(name="proxy", model=str(folder / "proxy"), adapter=str(folder / "adapter"))
+
+
 @pytest.mark.parametrize("drafted", [True, False])
-def test_defer_is_served_before_a_cloud_that_shows_its_distributions(tmp_path, drafted):
+@pytest.mark.parametrize("strategy", ["defer", "mix"])
+def test_only_a_cloud_that_shows_its_distributions_is_read_along(tmp_path, strategy, drafted):
     cloud = ServedModel(name="cloud", model="llama", base_url="http://127.0.0.1:9/v1", drafted=drafted)
     edges = (ServedModel(name="edge", model="zoo:edge-llama"),)
-    serve = ServeConfig(strategy="defer", edges=edges, cloud=cloud, state=str(tmp_path))
+    proxy = tiny_proxy(tmp_path)
+    serve = ServeConfig(strategy=strategy, edges=edges, cloud=cloud, proxy=proxy, state=str(tmp_path))
     if drafted:
         asyncio.run(close(open_service(Config(serve=serve))))
     else:

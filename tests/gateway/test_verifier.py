@@ -15,7 +15,7 @@ import pytest
 
 from consort.errors import ConsortError, UpstreamError
 from consort.gateway.keys import Key, add_key, revoke_key
-from consort.gateway.verifier import PARKED_S, Pool
+from consort.gateway.pool import PARKED_S, Pool
 from consort.inference.prompt_lookup import PromptLookup
 from consort.inference.speculative import speculate
 from consort.inference.takeover import takeover

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from consort.errors import ModelError, RequestError
-from consort.inference.pace import JUDGED_TOKENS, LONGEST_PAUSE, TRIAL_TOKENS, Pace, Rate
+from consort.inference.pace import (
+    IN_TURN,
+    JUDGED_TOKENS,
+    LEAST,
+    LONGEST_PAUSE,
+    SUREST,
+    TRIAL_TOKENS,
+    UNMEASURED,
+    Pace,
+    Rate,
+)
 from consort.inference.prompt_lookup import PromptLookup, following
 from consort.inference.speculative import speculate
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel
 from consort.models.simulated import Simulated
-from consort.types import Chunk, Consort, Draft, Drafter, Drafting, DraftShape, Message, Note, Request
+from consort.types import (
+    Chunk,
+    Consort,
+    Draft,
+    Drafter,
+    Drafting,
+    DraftShape,
+    Message,
+    Note,
+    Request,
+    Writing,
+)
 from tests.tiny_models import escaped_spaces, tiny
 
 ASKED = Request((Message("user", "the clinic opens at"),), max_tokens=24)
@@ -29,6 +51,28 @@ def cloud() -> Iterator[LocalLM]:
     opened = LocalLM(tiny("llama"), answers=3, sessions=0, context_tokens=128)
     yield opened
     opened.close()
+
+
+class Far:
+    """The same model where it does not wait for drafts: as if a network were between."""
+
+    def __init__(self, lm: LocalLM) -> None:
+        self.lm, self.name, self.tokenizer, self.capabilities = lm, lm.name, lm.tokenizer, lm.capabilities
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return self.lm.stream(request)
+
+    async def write(self, request: Request, *, after: Sequence[int] = ()) -> Writing:
+        return FarWriting(await self.lm.write(request, after=after))
+
+
+class FarWriting:
+    def __init__(self, writing: Writing) -> None:
+        self.written, self.draft, self.close = writing.written, writing.draft, writing.close
+        self.prompt_tokens, self.rtt_s = writing.prompt_tokens, writing.rtt_s
+
+    def pause_at(self, tokens: int | None) -> bool:
+        return False
 
 
 def drafting(model: LocalModel, cloud: LocalLM) -> ModelDrafter:
@@ -110,7 +154,7 @@ def slow_cloud() -> Iterator[LocalLM]:
     opened.close()
 
 
-def check(cloud: LocalLM, drafter: Drafter, requests: Sequence[Request]) -> list[Note]:
+def check(cloud: LocalLM | Far, drafter: Drafter, requests: Sequence[Request]) -> list[Note]:
     told = []
     for request in requests:
         alone = asyncio.run(_alone(cloud, request))
@@ -122,7 +166,7 @@ def check(cloud: LocalLM, drafter: Drafter, requests: Sequence[Request]) -> list
     return told
 
 
-async def _alone(cloud: LocalLM, request: Request) -> list[Chunk]:
+async def _alone(cloud: LocalLM | Far, request: Request) -> list[Chunk]:
     return [chunk async for chunk in cloud.stream(request)]
 
 
@@ -134,8 +178,9 @@ REQUESTS = [
 ]
 
 
+@pytest.mark.parametrize("place", [lambda lm: lm, Far])
 @pytest.mark.parametrize("kind", ["itself", "same tokens", "other tokens", "lookup", "hostile"])
-def test_every_drafter_leaves_the_answer_as_it_is(cloud, kind):
+def test_every_drafter_leaves_the_answer_as_it_is(cloud, kind, place):
     drafter: Drafter = {
         "itself": lambda: drafting(tiny("llama"), cloud),
         "same tokens": lambda: drafting(tiny("gpt2"), cloud),
@@ -143,19 +188,30 @@ def test_every_drafter_leaves_the_answer_as_it_is(cloud, kind):
         "lookup": lambda: PromptLookup(cloud.tokenizer),
         "hostile": Hostile,
     }[kind]()
-    check(cloud, drafter, REQUESTS)
+    check(place(cloud), drafter, REQUESTS)
+
+
+def test_in_turn_nothing_is_drafted_in_vain_that_is_right(cloud):
+    for note in check(cloud, drafting(tiny("llama"), cloud), REQUESTS):
+        told = note.values
+        if not REQUESTS[int(str(told["seed"]))].stop:
+            assert int(told["accepted"]) >= int(told["drafted"]) - 1  # the end itself is no token of the text
+            assert int(told["accepted"]) + int(told["passes"]) <= ASKED.max_tokens + 1
+            assert told["off"] == ""
+            assert 0 < int(told["turns"]) < int(told["passes"])  # after the first piece, before the last
 
 
 def test_whoever_drafts_with_the_model_itself_is_never_wrong(slow_cloud):
-    notes = check(slow_cloud, drafting(tiny("llama"), slow_cloud), REQUESTS)
+    notes = check(Far(slow_cloud), drafting(tiny("llama"), slow_cloud), REQUESTS)
     for note in notes:
         assert 0 < int(note.values["accepted"]) <= ASKED.max_tokens
         assert float(note.values["acceptance"]) >= Pace().acceptance
 
 
+@pytest.mark.parametrize("place", [lambda lm: lm, Far])
 @pytest.mark.parametrize("good", [0, 2])
-def test_a_drafter_that_fails_costs_the_answer_nothing(cloud, good):
-    notes = check(cloud, Broken(good), REQUESTS[:2])
+def test_a_drafter_that_fails_costs_the_answer_nothing(cloud, good, place):
+    notes = check(place(cloud), Broken(good), REQUESTS[:2])
     assert {note.values["off"] for note in notes} <= {"the drafter failed: unusable_model", ""}
     assert any(note.values["off"] for note in notes)
 
@@ -198,6 +254,29 @@ def test_a_model_that_takes_no_drafts_is_refused_with_a_hint():
         asyncio.run(answered(speculate(lambda _: (Hostile(), eager())), lm, ASKED))
 
 
+def test_an_answer_waits_where_it_is_told_to_and_the_model_rests_meanwhile(cloud):
+    async def work() -> None:
+        whole = [token async for piece in (await cloud.write(ASKED)).written() for token in piece.ids]
+        gate, found, until = threading.Event(), list[int](), 1
+        cloud._engine._orders.put(lambda: gate.wait() and None)  # nothing is written before it is told
+        writing = await cloud.write(ASKED)
+        assert writing.pause_at(until)
+        gate.set()
+        async for piece in writing.written():
+            found += piece.ids
+            if len(found) == until and until < 9:
+                assert cloud._engine._batch.idle
+                until += 2
+                writing.pause_at(until)
+            elif len(found) == until:
+                until = len(whole)
+                writing.pause_at(None)
+            assert len(found) <= until
+        assert found == whole
+
+    asyncio.run(work())
+
+
 def test_an_answer_goes_on_after_its_first_tokens_as_if_it_had_not_stopped(cloud):
     async def work(request: Request) -> None:
         whole = [token async for piece in (await cloud.write(request)).written() for token in piece.ids]
@@ -230,6 +309,23 @@ def test_drafts_stop_where_they_do_not_pay_and_are_tried_again():
     assert pace.pays()
     assert pace.begins()
     assert pace.next_pause == 1
+
+
+def test_in_turn_a_draft_goes_as_far_as_a_token_is_worth_what_it_costs():
+    least = []
+    assert Pace().shape_in_turn(5).least == UNMEASURED
+    for token_s in (0.0001, 0.001, 0.003, 0.008, 0.02):
+        pace = Pace()
+        pace.came(1, 0.020, pass_s=0.010, foreseen=False, drafting=True)  # a draft of nothing, then a pass
+        assert pace.plain.token_s == pytest.approx(0.010)
+        assert pace.drafted.token_s == pytest.approx(0.020)
+        for tokens in (0, 2, 1, 5):
+            pace.levels(tokens, 0.007 + tokens * token_s)  # however long any draft takes
+        assert pace.growth.token_s == pytest.approx(token_s)
+        least.append(pace.shape_in_turn(5).least)
+    assert least == pytest.approx([LEAST, 0.1, 0.3, 0.8, SUREST])
+    assert pace.shape_in_turn(5).depth == 5
+    assert pace.shape_in_turn(500).depth == IN_TURN
 
 
 def test_only_single_unforeseen_tokens_tell_how_fast_the_verifier_is_alone():

@@ -50,10 +50,9 @@ _CODE = re.compile(
 )
 
 
-def addresses(seen: Shapes) -> Iterator[Span]:
+def addresses(seen: Shapes) -> list[Span]:
     """Addresses that show themselves."""
-    for start, end in seen.matches(_ADDRESS):
-        yield Span(start, end, "address")
+    return seen.matches(_ADDRESS, "address")
 
 
 def announced_addresses(seen: Shapes, at: int) -> Iterator[Span]:

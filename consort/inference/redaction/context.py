@@ -88,7 +88,7 @@ def context(text: str) -> list[Span]:
         found += _announced(seen)
     for rule, kind, needed in _FOREIGN_RULES if _is_foreign(seen) else _RULES:
         if not present.isdisjoint(needed):
-            found += [Span(start, end, kind) for start, end in seen.matches(rule)]
+            found += seen.matches(rule, kind)
     return found
 
 

@@ -7,13 +7,14 @@ are found by such a word alone, as are passports and driving licences.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from consort.inference.redaction import checksums
+from consort.inference.redaction.cues import words_before
 from consort.inference.redaction.spans import Span
 
-_CUE_REACH = 40  # characters before a number in which a word may say what it is
 _NO_WORD, _END = r"(?<![\w.-])", r"(?![\w-]|\.\d)"
 _SEPARATORS = re.compile(r"[\s./-]")
 
@@ -33,7 +34,7 @@ class NationalId:
 def _id(
     fewest_digits: int, form: str, check: Callable[[str], bool], *, bare: bool = True, cue: str = ""
 ) -> NationalId:
-    near = re.compile(rf"\b(?:{cue})\b", re.IGNORECASE) if cue else None
+    near = re.compile(rf"\b(?:{cue})\b") if cue else None
     return NationalId(
         fewest_digits, form, re.compile(rf"{_NO_WORD}(?:{form}){_END}", re.ASCII), check, bare, near
     )
@@ -75,45 +76,44 @@ _CALLED = re.compile(
     r"|social security|ssn|sin|nhs|bsn|nif|dni|nie|pesel|cpf|aadhaar|pan card|tax(?:payer)? id"
     r"|(?:national )?insurance|medical record|mrn|patient id|licen[cs]e plate|number plate"
     r"|account|policy|member|membership|customer|routing|employee|student)"
-    r"(?:[ -]?(?:number|num|no|nr|id|code))?\.?\s*(?:[:=#]+|\bis\b:?|\bwas\b)?\s*#?$",
-    re.IGNORECASE,
+    r"(?:[ -]?(?:number|num|no|nr|id|code))?\.?\s*(?:[:=#]+|\bis\b:?|\bwas\b)?\s*#?$"
 )
-_CALLED_ROUGHLY = (
-    "passport", "licen", "identity", "card", " id", "security", "ssn", "sin", "nhs", "bsn", "nif", "dni",
+_CALLED_ENDS = (  # how what `_CALLED` matches ends, less spaces and marks
+    "passport", "license", "licence", "card", "id", "security", "ssn", "sin", "nhs", "bsn", "nif", "dni",
     "nie", "pesel", "cpf", "aadhaar", "insurance", "record", "mrn", "plate", "account", "policy", "member",
-    "customer", "routing", "employee", "student",
+    "membership", "customer", "routing", "employee", "student",
+    "number", "num", "no", "nr", "code", "is", "was",
 )  # fmt: skip
+_SPACES_AND_MARKS = string.whitespace + "\u00a0\u2009\u202f.:=#"
 _CALLED_SOMETHING = re.compile(
-    r"(?<![\w.-])[A-Z]{0,5}-?\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
+    r"(?<![\w.-])[A-Z]{0,5}+-?+\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
 )
 _FEWEST_DIGITS = 4
 
 
-def national_ids(text: str, start: int, end: int) -> Iterator[Span]:
-    """Identity numbers between two places of a text, by form and check."""
+def national_ids(text: str, start: int, end: int, num_digits: int) -> Iterator[Span]:
+    """Identity numbers between two places of a text, with so many digits, by form and check."""
     if not _ANY.search(text, start, end):
         return
-    digits = sum(map(str.isdigit, text[start:end]))
     for number in NATIONAL_IDS:
-        if digits < number.fewest_digits:
+        if num_digits < number.fewest_digits:
             continue
         for match in number.whole.finditer(text, start, end):
             bare = _SEPARATORS.sub("", match[0]) if number.bare else match[0]
-            near = number.cue and number.cue.search(text, max(0, match.start() - _CUE_REACH), match.start())
+            near = number.cue and number.cue.search(words_before(text, match.start()))
             if (near or not number.cue) and number.check(bare):
                 yield Span(*match.span(), "id")
 
 
-def may_call_ids(text: str) -> bool:
-    """Whether `called_ids` is worth asking."""
-    small = text.lower()
-    return any(word in small for word in _CALLED_ROUGHLY)
-
-
-def called_ids(text: str, start: int, end: int) -> Iterator[Span]:
+def called_ids(text: str, start: int, end: int) -> list[Span]:
     """Whatever is called an identity number in words: "passport no. X1234567"."""
-    for match in _CALLED_SOMETHING.finditer(text, start, end):
-        digits = sum(character.isdigit() for character in match[0])
-        before = text[max(0, match.start() - _CUE_REACH) : match.start()]
-        if digits >= _FEWEST_DIGITS and _CALLED.search(before):
-            yield Span(*match.span(), "id")
+    return [
+        Span(*match.span(), "id")
+        for match in _CALLED_SOMETHING.finditer(text, start, end)
+        if sum(map(str.isdigit, match[0])) >= _FEWEST_DIGITS and _is_called(words_before(text, match.start()))
+    ]
+
+
+def _is_called(before: str) -> bool:
+    ends_so = before.rstrip(_SPACES_AND_MARKS).endswith(_CALLED_ENDS)
+    return ends_so and bool(_CALLED.search(before))

@@ -27,8 +27,11 @@ class Restorer:
         if not self._held and "[" not in text:
             return [(author, text)] if text else []
         pieces = [*self._held, (author, text)]
-        joined = "".join(text for _, text in pieces)
+        joined = "".join([text for _, text in pieces])
         end = opening(joined, self._vault)
+        if end == 0:
+            self._held = pieces
+            return []
         self._held = list(_shares(pieces, end, len(joined)))
         return _merged(self._given_back(pieces, joined, end))
 
@@ -60,6 +63,9 @@ class TokenRestorer:
         """Tokens that may go on."""
         done: list[TokenLogprob] = []
         for token in tokens:
+            if not self._held and "[" not in token.token:
+                done.append(token)
+                continue
             self._held.append(token)
             joined = "".join(each.token for each in self._held)
             if opening(joined, self._vault) == len(joined):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 
 from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon, words
+from consort.inference.redaction.spans import Span
 
 # Shape characters, the word written large and small. Punctuation is itself; a new line is "|", the end of a
 # sentence "!", what no rule reads ";".
@@ -23,8 +23,8 @@ from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon,
 #   O    company's end     V v  company's word   m k  month, weekday   i o &  in, of, and
 #   d y D  number: short, year, long             x    opaque: code, digits and letters
 _TOKEN = re.compile(
-    r"[^\W\d_]\w*(?:['’-](?!s\b)[^\W\d_]\w*)*|\d\w*|\n|['’]s\b|\[[A-Z]+_\d+[A-Z]?\]"
-    r"|```[\s\S]*?(?:```|\Z)|_\w*|[^\w\s]"
+    r"(?! )(?:[^\W\d_]\w*+(?:['’-](?!s\b)[^\W\d_]\w*+)*+|\d\w*+|\n|['’]s\b|\[[A-Z]+_\d+[A-Z]?\]"
+    r"|```[\s\S]*?(?:```|\Z)|_\w*+|[^\w\s])"
 )
 _BEGINS_SENTENCE = re.compile(r"""(?:^|[.!|>"(])[>"'(-]{0,2}[CH]""")
 _ROMAN = re.compile(r"[IVX]{2,6}")
@@ -43,10 +43,13 @@ class Shapes:
     shape: str
     tokens: list[re.Match[str]]
 
-    def matches(self, rule: re.Pattern[str]) -> Iterator[tuple[int, int]]:
-        """Characters [start, end) of what a rule over shapes matches."""
-        for match in rule.finditer(self.shape):
-            yield self.tokens[match.start()].start(), self.tokens[match.end() - 1].end()
+    def matches(self, rule: re.Pattern[str], kind: str) -> list[Span]:
+        """What a rule over shapes matches."""
+        tokens = self.tokens
+        return [
+            Span(tokens[match.start()].start(), tokens[match.end() - 1].end(), kind)
+            for match in rule.finditer(self.shape)
+        ]
 
     def after(self, end: int, rule: re.Pattern[str]) -> tuple[int, int] | None:
         """Characters of what a rule matches in the tokens that begin at or after `end`."""
@@ -57,14 +60,13 @@ class Shapes:
 def shapes(text: str) -> Shapes:
     """Cut a text into tokens, and give each its shape."""
     tokens = [*_TOKEN.finditer(text)]
-    written = [*map(itemgetter(0), tokens)]
-    letters = [*map(lexicon().get, written)]
-    new: dict[str, str] = {}
-    for place, letter in enumerate(letters):
-        if letter is None:
-            token = written[place]
-            letters[place] = new.get(token) or new.setdefault(token, _shape(token))
-    shape = "".join(map(str, letters))
+    known, new = lexicon().get, dict[str, str]()
+    shape = "".join(
+        [
+            known(token) or new.get(token) or new.setdefault(token, _shape(token))
+            for token in map(itemgetter(0), tokens)
+        ]
+    )
     shape = _BEGINS_SENTENCE.sub(lambda begun: begun[0].replace("C", "c").replace("H", "c"), shape)
     return Shapes(text, shape.replace("H", "G"), tokens)
 

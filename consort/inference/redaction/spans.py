@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 # Kinds of the built-in detectors, the surest first.
 KINDS = (
@@ -18,13 +16,12 @@ KINDS = (
     "date", "age", "postcode", "address", "organisation", "place", "person", "nationality",
 )  # fmt: skip
 STRUCTURED = frozenset(KINDS[: KINDS.index("date")])  # known by form and checksum, not by context
-_RANK = {kind: rank for rank, kind in enumerate(KINDS)}
-_START = attrgetter("start")
+_RANK = {kind: (min(rank, len(STRUCTURED)), rank) for rank, kind in enumerate(KINDS)}
+_LAST_RANK = len(STRUCTURED), len(KINDS)
 _CONTENT = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Characters [start, end) of a text; `kind` is a word of small letters, as "person"."""
 
     start: int
@@ -53,7 +50,9 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     done: list[Span] = []
     cluster: list[Span] = []  # spans that overlap one another, one by way of the next
     end = 0
-    for span in sorted((each for each in spans if each.start < each.end), key=_START):
+    for span in sorted(spans):
+        if span.start >= span.end or (cluster and span == cluster[-1]):
+            continue
         if span.start >= end:
             done += _settled(text, cluster) if len(cluster) > 1 else cluster
             cluster = []
@@ -79,18 +78,18 @@ def _settled(text: str, cluster: list[Span]) -> list[Span]:
     for span in sorted(cluster, key=_surest_first):
         if not any(each.start <= span.start and span.end <= each.end for each in kept):
             kept += _rest(text, span, kept)
-    return sorted(kept, key=_START)
+    return sorted(kept)
 
 
 def _surest_first(span: Span) -> tuple[int, int, int]:
-    rank = _RANK.get(span.kind, len(KINDS))
-    return min(rank, len(STRUCTURED)), span.start - span.end, rank
+    first, rank = _RANK.get(span.kind, _LAST_RANK)
+    return first, span.start - span.end, rank
 
 
 def _rest(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:
     """The parts of `span` that none of the disjoint `taken` covers."""
     parts, at = [], span.start
-    for other in sorted(taken, key=_START):
+    for other in sorted(taken):
         if other.start < span.end and other.end > span.start:
             parts.append((at, other.start))
             at = other.end

@@ -12,16 +12,19 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from consort.inference.redaction import checksums
+from consort.inference.redaction.cues import holds_any, words_before
 from consort.inference.redaction.lexicon import words
-from consort.inference.redaction.national_ids import called_ids, may_call_ids, national_ids
+from consort.inference.redaction.national_ids import called_ids, national_ids
 from consort.inference.redaction.spans import Span
 
+_SECRET_SIGNS = ("_", "k-", "IA", "xox", "AIza", "eyJ")  # one of them is in whatever `_SECRET` matches
 _LONG = re.compile(r"(?<!\S)\S{16,}")
 _SECRET = re.compile(
     r"\b(?:sk|pk|rk)[-_](?:[A-Za-z\d]+[-_])*[A-Za-z\d]{16,}"
     r"|\bA(?:KI|SI)A[A-Z\d]{16}\b|\bgh[opsu]_[A-Za-z\d]{30,}|\bgithub_pat_\w{30,}|\bxox[abprs]-[\w-]{10,}"
     r"|\bAIza[\w-]{35}|\bhf_[A-Za-z\d]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
 )
+_NAMED_SECRET_SIGNS = ("pass", "pwd", "key", "token")
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----")
 _NAMED_SECRET = re.compile(
     r"\b(?:pass(?:word|wd|code|phrase)|pwd|api[ _-]?key|(?:access|auth|bearer|secret)[ _-]?(?:key|token))"
@@ -44,14 +47,14 @@ _IPV6 = re.compile(
     re.IGNORECASE,
 )
 _MAC = re.compile(r"(?<![\w:-])[\da-f]{2}([:-])(?:[\da-f]{2}\1){4}[\da-f]{2}(?![\w:-])", re.IGNORECASE)
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z\d]){11,30}", re.IGNORECASE)
+_IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z\d]){11,30}")
 _CARD = re.compile(
     r"(?<![\w-])(?<!\d[.,])"
     r"(?:\d{12,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-]|[.,]\d)"
 )
 _CARD_PREFIX = re.compile(r"[2-6]|1800")
-_CARD_CUE = re.compile(r"\b(?:cards?|credit|debit|visa|mastercard|amex|maestro)\b", re.IGNORECASE)
-_IBAN_CUE = re.compile(r"\biban\b", re.IGNORECASE)
+_CARD_CUE = re.compile(r"\b(?:cards?|credit|debit|visa|mastercard|amex|maestro)\b")
+_IBAN_CUE = re.compile(r"\biban\b")
 _PHONE = re.compile(
     r"(?<![\w/=#$€£-])(?<!\d[.,:])(?:\+ ?)?(?:\(\+?\d{1,5}\)|\d{1,15})"
     r"(?:(?: ?\(\d{1,5}\) ?|[ .\-/–\u00a0]{1,3}|(?<=\)))\d{1,11})*"
@@ -60,73 +63,75 @@ _PHONE = re.compile(
 _EXTENSION = re.compile(r" ?(?:x|e|#)", re.IGNORECASE)
 _PHONE_CUE_BEFORE = re.compile(
     r"\b(?:call(?:ing|ed)?|phone|tele(?:phone|fon)|tel|mobile|cell|cellphone|fax|text(?:ing)?|sms|whatsapp|reach"
-    r"|contact|dial|ring|messages?|answering|registered|landline|hotline|handy|numbers?)\b[^\d\n]*$",
-    re.IGNORECASE,
+    r"|contact|dial|ring|messages?|answering|registered|landline|hotline|handy|numbers?)\b[^\d\n]*$"
 )
 _PHONE_CUE_AFTER = re.compile(
     r"\s{0,2}[-(:]?\s?(?:office|fax|home|mobile|cell|work|phone|tel)\b", re.IGNORECASE
 )
-_NOT_A_PHONE_CUE = re.compile(
-    r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b", re.IGNORECASE
-)
+_NOT_A_PHONE_CUE = re.compile(r"\b(?:order|invoice|ticket|case|reference|serial|model|part|lot|item)\b")
 _DATE_LIKE = re.compile(
     r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$"
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
+_DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3,}")  # where a number worth a look may be
 _FEWEST_DIGITS = 6  # of a number that nothing announces
+_FEWEST_DIGITS_OF_A_CARD = 12
 _MARGIN = 24  # characters around the digits that may belong to the number
-_CUE_REACH = 40  # characters beside a number in which a word may say what it is
+_NEAR = 8  # the same where the digits stand together but for single separators
 
 
 def structured(text: str) -> list[Span]:
     """Spans of every kind in `spans.STRUCTURED`; they may overlap."""
-    found = [*_secrets(text), *_addresses(text)]
-    called = None
+    small = text.lower()
+    found = [*_secrets(text, small), *_addresses(text, small)]
     for digits in _DIGITS.finditer(text):
-        called = may_call_ids(text) if called is None else called
-        start, end = max(0, digits.start() - _MARGIN), digits.end() + _MARGIN
-        if called:
-            found += called_ids(text, start, end)
-        found += _ipv4(text, start, end)
-        if sum(map(str.isdecimal, digits[0])) < _FEWEST_DIGITS:
-            continue
-        for numbers in (_ibans, _cards, _phones, national_ids):
-            found += numbers(text, start, end)
+        first, last = digits.span()
+        start, end = max(0, first - _MARGIN), last + _MARGIN
+        num_digits = sum(map(str.isdecimal, digits[0]))
+        found += called_ids(text, start, end)
+        if digits[0].count(".") >= 3:
+            found += [Span(*match.span(), "ip") for match in _IPV4.finditer(text, start, end)]
+        if num_digits >= _FEWEST_DIGITS:
+            found += [*_ibans(text, start, end), *_phones(text, start, end)]
+            found += national_ids(text, max(0, first - _NEAR), last + _NEAR, num_digits)
+        if num_digits >= _FEWEST_DIGITS_OF_A_CARD:
+            found += _cards(text, first, last + _NEAR)
     return found
 
 
-def _secrets(text: str) -> Iterator[Span]:
-    if any(_SECRET.search(long[0]) for long in _LONG.finditer(text)):
-        for match in _SECRET.finditer(text):
-            yield Span(*match.span(), "secret")
+def _secrets(text: str, small: str) -> Iterator[Span]:
+    if holds_any(text, _SECRET_SIGNS):
+        for long in _LONG.finditer(text):
+            for match in _SECRET.finditer(text, *long.span()):
+                yield Span(*match.span(), "secret")
     if "PRIVATE KEY" in text:
         for match in _KEY_BLOCK.finditer(text):
             yield Span(*match.span(), "secret")
-    small = text.lower()
-    if "pass" in small or "pwd" in small or "key" in small or "token" in small:
+    if holds_any(small, _NAMED_SECRET_SIGNS) and _DIGIT.search(text):
         for match in _NAMED_SECRET.finditer(text):
             yield Span(*match.span(1), "secret")
 
 
-def _addresses(text: str) -> Iterator[Span]:
-    """Of the network: URLs and bare domains, e-mail, IP, MAC."""
+def _addresses(text: str, small: str) -> Iterator[Span]:
+    """Of the network: URLs and bare domains, e-mail, IPv6, MAC."""
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield Span(*match.span(), "email")
-    for match in _DOMAIN.finditer(text):
+    for match in _DOMAIN.finditer(text) if "." in text else ():
         if match[1] in _domains() or match[2]:
             labels = _LABELS.search(text, max(0, match.start() - _LONGEST_DOMAIN), match.start())
             # a word's end and the next one's beginning look the same where a space is missing: "done.So"
             if labels and (match[1] in _domains() or "." in labels[0]):
                 yield Span(labels.start(), _without_trailing(text, *match.span()), "url")
-    if "://" in text or "www." in text.lower():
+    if "://" in text or "www." in small:
         for match in _URL.finditer(text):
             yield Span(match.start(), _without_trailing(text, *match.span()), "url")
-    if max(text.count(":"), text.count("-")) >= 5:
+    colons = text.count(":")
+    if max(colons, text.count("-")) >= 5:
         for match in _MAC.finditer(text):
             yield Span(*match.span(), "mac")
-    if text.count(":") >= 2:
+    if colons >= 2:
         for match in _IPV6.finditer(text):
             if _is_ipv6(match[0]):
                 yield Span(*match.span(), "ip")
@@ -139,11 +144,6 @@ def _without_trailing(text: str, start: int, end: int) -> int:
             break
         end -= 1
     return end
-
-
-def _ipv4(text: str, start: int, end: int) -> Iterator[Span]:
-    for match in _IPV4.finditer(text, start, end):
-        yield Span(*match.span(), "ip")
 
 
 def _is_ipv6(text: str) -> bool:
@@ -160,16 +160,15 @@ def _ibans(text: str, start: int, end: int) -> Iterator[Span]:
         bare = "".join(text[place] for place in places[:length])
         if len(bare) < length or not length:
             continue
-        near = _IBAN_CUE.search(text, max(0, match.start() - _CUE_REACH), match.start())
-        if checksums.iban(bare) or near:
+        if checksums.iban(bare) or _IBAN_CUE.search(words_before(text, match.start())):
             yield Span(match.start(), places[length - 1] + 1, "iban")
 
 
 def _cards(text: str, start: int, end: int) -> Iterator[Span]:
     for match in _CARD.finditer(text, start, end):
         digits = match[0].replace(" ", "").replace("-", "")
-        near = _CARD_CUE.search(text, max(0, match.start() - _CUE_REACH), match.start())
-        if near or (_CARD_PREFIX.match(digits) and checksums.luhn(digits)):
+        checked = _CARD_PREFIX.match(digits) and checksums.luhn(digits)
+        if checked or _CARD_CUE.search(words_before(text, match.start())):
             yield Span(*match.span(), "card")
 
 
@@ -178,7 +177,7 @@ def _phones(text: str, start: int, end: int) -> Iterator[Span]:
         number = match[0]
         extension = _EXTENSION.search(number)
         main = number[: extension.start()] if extension else number
-        digits = sum(character.isdecimal() for character in main)
+        digits = sum(map(str.isdecimal, main))
         if not 6 <= digits <= 15 or _DATE_LIKE.match(main):
             continue
         if (digits >= 7 and _phone_form(main, digits)) or _phone_cue(text, match):
@@ -198,7 +197,7 @@ def _phone_form(number: str, digits: int) -> bool:
 
 
 def _phone_cue(text: str, match: re.Match[str]) -> bool:
-    before = text[max(0, match.start() - _CUE_REACH) : match.start()]
+    before = words_before(text, match.start())
     cued = _PHONE_CUE_BEFORE.search(before) and not _NOT_A_PHONE_CUE.search(before)
     return bool(cued or _PHONE_CUE_AFTER.match(text, match.end()))
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import chain
 
 from consort.inference.redaction.lexicon import is_ordinary
 from consort.inference.redaction.spans import STRUCTURED, Detector, Span, disjoint, outside
 
 PLACEHOLDER = re.compile(r"\[[A-Z]+_\d+[A-Z]?\]", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(r"\w+")
+_WITHIN_WORD = re.compile(r"\w\w")
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _NOT_LETTERS = re.compile(r"[^A-Z]+")
 _SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
@@ -28,20 +30,20 @@ class Vault:
 
     def __init__(self, texts: Iterable[str]) -> None:
         """`texts` are all that a placeholder must not be mistaken for."""
-        self._taken = {found.upper() for text in texts for found in PLACEHOLDER.findall(text)}
-        self._last: Counter[str] = Counter()  # number of each kind
+        self._taken = {found.upper() for text in texts if "[" in text for found in PLACEHOLDER.findall(text)}
+        self._last: dict[str, int] = {}  # number of each label
         self._numbers: dict[tuple[str, str], int] = {}
         self._placeholders: dict[tuple[str, str], str] = {}
         self._spread: dict[str, dict[str, str]] = {}  # by first word: what is private, and its kind
         self.private: dict[str, str] = {}  # by placeholder
-        self.counts: Counter[str] = Counter()  # spans hidden, by kind
+        self.counts: dict[str, int] = {}  # spans hidden, by kind
 
     def hide(self, text: str, spans: Sequence[Span]) -> str:
         """`text` with a placeholder for each of its disjoint spans, given from left to right."""
         parts, at = [], 0
         for span in spans:
             parts += [text[at : span.start], self._placeholder(text[span.start : span.end], span.kind)]
-            self.counts[span.kind] += 1
+            self.counts[span.kind] = self.counts.get(span.kind, 0) + 1
             at = span.end
         return "".join([*parts, text[at:]])
 
@@ -54,46 +56,55 @@ class Vault:
         """Every beginning of every placeholder, once all is hidden."""
         return frozenset(name[:length] for name in self.private for length in range(1, len(name)))
 
-    def spread(self, text: str, spans: Iterable[Span]) -> None:
-        """Remember that what these spans of `text` hold is private wherever it stands."""
-        for span in spans:
-            if span.kind not in _SPREADING:
-                continue
-            private = text[span.start : span.end]
-            for each in {private, *private.split()} if span.kind == "person" else (private,):
-                word = _WORD.search(each)
-                if word and len(each) >= _SHORTEST_SPREADING and not is_ordinary(each.lower()):
-                    self._spread.setdefault(word[0], {})[each] = span.kind
+    def spread(self, found: Mapping[str, Sequence[Span]], beside: Sequence[str] = ()) -> None:
+        """Remember that what these spans of their texts hold is private wherever else it stands."""
+        # Most words stand once, in the span itself, and have nowhere to spread to. What goes beside is not
+        # counted: it may be JSON, whose escapes hide where a word begins.
+        times = Counter(chain.from_iterable(map(_WORD.findall, found)))
+        for text, spans in found.items():
+            for span in spans:
+                if span.kind not in _SPREADING:
+                    continue
+                private = text[span.start : span.end]
+                for each in {private, *private.split()} if span.kind == "person" else (private,):
+                    word = _WORD.search(each)
+                    if (
+                        word
+                        and len(each) >= _SHORTEST_SPREADING
+                        and (beside or times[word[0]] != 1 or _cuts_words(text, span))
+                        and not is_ordinary(each.lower())
+                    ):
+                        self._spread.setdefault(word[0], {})[each] = span.kind
 
-    def seen_before(self, text: str) -> Iterator[Span]:
+    def seen_before(self, text: str) -> list[Span]:
         """Where `text` holds what is private elsewhere."""
-        for word in self._spread.keys() & set(_WORD.findall(text)) if self._spread else ():
+        seen: list[Span] = []
+        for word in self._spread.keys() & _WORD.findall(text) if self._spread else ():
             for private, kind in self._spread[word].items():
                 start = text.find(private)
                 while start >= 0:
                     end = start + len(private)
                     if not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()):
-                        yield Span(start, end, kind)
+                        seen.append(Span(start, end, kind))
                     start = text.find(private, end)
+        return seen
 
     def _placeholder(self, private: str, kind: str) -> str:
         known = self._placeholders.get((kind, private))
         if known:
             return known
-        surface = kind, private
         entity = kind, _NOT_ALPHANUMERIC.sub("", private).casefold()
-        number = self._numbers.get(entity)
-        kind = _NOT_LETTERS.sub("", kind.upper()) or "PRIVATE"
-        names = (f"[{kind}_{number}{letter}]" for letter in _LETTERS[1:]) if number else ()
+        number, label = self._numbers.get(entity), _label(kind)
+        names = (f"[{label}_{number}{letter}]" for letter in _LETTERS[1:]) if number else ()
         name = next((name for name in names if name not in self._taken), None)
         while name is None:
-            self._last[kind] += 1
-            candidate = f"[{kind}_{self._last[kind]}]"
+            self._last[label] = self._last.get(label, 0) + 1
+            candidate = f"[{label}_{self._last[label]}]"
             if candidate not in self._taken:
                 name = candidate
-                self._numbers.setdefault(entity, self._last[kind])
+                self._numbers.setdefault(entity, self._last[label])
         self._taken.add(name)
-        self._placeholders[surface], self.private[name] = name, private
+        self._placeholders[kind, private], self.private[name] = name, private
         return name
 
 
@@ -105,11 +116,10 @@ def hidden(
     What is private in one text is private in all. Then `again` searches until it finds nothing more: a
     placeholder may show what stood in its neighbour's shadow. `beside` are further texts that go along.
     """
-    originals = dict.fromkeys(texts)
-    vault = Vault([*originals, *beside])
+    originals, further = dict.fromkeys(texts), [*beside]
+    vault = Vault([*originals, *further])
     found = {text: detect(text) for text in originals}
-    for text, spans in found.items():
-        vault.spread(text, spans)
+    vault.spread(found, further)
     become = {}
     for text, spans in found.items():
         shown, spans = text, [*spans, *vault.seen_before(text)]
@@ -120,6 +130,18 @@ def hidden(
     return become, vault
 
 
-def _unhidden(text: str, spans: Iterable[Span]) -> list[Span]:
+def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
+    if not spans:
+        return []
     taken = [Span(*place.span(), "") for place in PLACEHOLDER.finditer(text)] if "[" in text else []
     return outside(text, disjoint(text, spans), taken)
+
+
+def _cuts_words(text: str, span: Span) -> bool:
+    """Whether a span begins or ends within a word."""
+    return any(_WITHIN_WORD.match(text, max(0, place - 1), place + 1) for place in (span.start, span.end))
+
+
+@cache
+def _label(kind: str) -> str:
+    return _NOT_LETTERS.sub("", kind.upper()) or "PRIVATE"

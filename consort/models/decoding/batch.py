@@ -57,7 +57,8 @@ class Network(Protocol):
     ) -> Logits:
         """Append tokens to the texts in `slots` (ascending), which hold `starts` tokens: logits [rows, V]
         after the last token of each row, or after `every` token, [tokens, V], row by row. `trees` are the
-        parents of all nodes after each text, of which the row's tokens are the last: see `layout`."""
+        parents of all nodes after each text, of which the row's tokens are the last: see `layout`; with
+        `every` only."""
         ...
 
     def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
@@ -80,9 +81,15 @@ class Row:
     filled: int = 0  # tokens in the cache
     written: list[int] = field(default_factory=list)
     draft: Draft = NOTHING  # of what comes after `written`
+    pause_at: int | None = None  # tokens of `written`, from which on it waits to be told further
     drafted: int = 0  # tokens of drafts that were looked at
     foreseen: int = 0  # of those, the answer's
     states: Logits | None = None  # hidden, before the head, where its latest logits come from, if shown
+
+    @property
+    def writes(self) -> bool:
+        """Whether a pass would give it another token, once its prompt is read."""
+        return self.max_new_tokens > 0 and (self.pause_at is None or len(self.written) < self.pause_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,11 @@ class Batch:
     def free(self) -> int:
         """Slots that nobody holds."""
         return self.network.slots - len(self.rows)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing: every row waits or holds its place."""
+        return not any(row.unread or row.writes for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Take a slot; the prompt is read in the next steps."""
@@ -190,15 +202,16 @@ class Batch:
         row.draft = joined(row.draft, row.written, begins, more)
 
     def _write(self) -> list[Token]:
-        rows = self.rows[: self.writing]
+        slots = [slot for slot, row in enumerate(self.rows[: self.writing]) if row.writes]
+        rows = [self.rows[slot] for slot in slots]
         if not rows:
             return []
         if any(row.draft.ids for row in rows):
-            return self._write_drafted(rows)
+            return self._write_drafted(rows, slots)
         pieces = [[row.written[-1]] for row in rows]
-        return self._leave(self._chosen(rows, self._read(rows, pieces, range(len(rows)), every=False)))
+        return self._leave(self._chosen(rows, self._read(rows, pieces, slots, every=False)))
 
-    def _write_drafted(self, rows: list[Row]) -> list[Token]:
+    def _write_drafted(self, rows: list[Row], slots: Sequence[int]) -> list[Token]:
         """One pass over each row's last token and the draft after it; then down the tree, token by token, as
         long as what is chosen was drafted."""
         drafts = [self._verifiable(row) for row in rows]
@@ -207,7 +220,7 @@ class Batch:
         starts = [row.filled for row in rows]
         is_tree = not all(map(is_chain, trees))
         logits_NV = self.network.read(
-            pieces, slots=range(len(rows)), starts=starts, every=True, trees=trees if is_tree else None
+            pieces, slots=slots, starts=starts, every=True, trees=trees if is_tree else None
         )[:, : self.vocabulary.size]
         firsts = [0, *accumulate(map(len, pieces))]
         paths = [[0] for _ in rows]  # nodes of `pieces` that the answer took
@@ -223,7 +236,7 @@ class Batch:
                     paths[index].append(node + 1)
                     following.append(index)
             walking = following
-        for slot, (row, draft, path) in enumerate(zip(rows, drafts, paths, strict=True)):
+        for slot, row, draft, path in zip(slots, rows, drafts, paths, strict=True):
             if path != list(range(len(path))):
                 self.network.keep(slot, row.filled, path)
             row.filled += len(path)

@@ -108,15 +108,17 @@ class OtherTokens(_Session):
         if text is None:
             return NOTHING, ()
 
+        written = list(answer)
+
         def position_of(path: Sequence[int]) -> int:
-            continued = self._continued(text, path)
+            continued = self._continued(written, text, path)
             return len(answer) + len(continued or ())
 
         own_ids = self._own.encode(text, beginning=self._beginning) if text else []
         growing = await self._grown(own_ids, shape, position_of, self._own)
-        return self._recut(growing, text)
+        return self._recut(growing, written, text)
 
-    def _recut(self, growing: Growing, text: str) -> tuple[Draft, tuple[float, ...]]:
+    def _recut(self, growing: Growing, answer: list[int], text: str) -> tuple[Draft, tuple[float, ...]]:
         """Each path of the draft in the other's tokens, joined where they begin alike."""
         ids: list[int] = []
         parents: list[int] = []
@@ -125,7 +127,7 @@ class OtherTokens(_Session):
         leaves = set(range(len(growing.ids))) - set(growing.parents)
         for leaf in sorted(leaves, key=lambda node: -growing.chances[node]):
             path, ended = growing.path(leaf), growing.ids[leaf] in growing.ends
-            tokens = self._continued(text, path[:-1] if ended else path) or []
+            tokens = self._continued(answer, text, path[:-1] if ended else path) or []
             if ended and self._other.eos_id is not None:
                 tokens.append(self._other.eos_id)
             elif len(tokens) > 1:
@@ -140,7 +142,7 @@ class OtherTokens(_Session):
                 node = places[node, token]
         return Draft(tuple(ids), tuple(parents)), tuple(chances)
 
-    def _continued(self, text: str, path: Sequence[int]) -> list[int] | None:
+    def _continued(self, answer: list[int], text: str, path: Sequence[int]) -> list[int] | None:
         """The other's tokens of what a path adds to the text; None if they are not cut off from it."""
         pieces = [self._own.token_bytes[token] or b"" for token in path]
         added = b"".join(pieces)
@@ -149,6 +151,9 @@ class OtherTokens(_Session):
         whole = text + _decodable(added)
         if whole == text:
             return []
+        ids = self._other.encode(whole)
+        if ids[: len(answer)] == answer:  # what is written is cut as the text's own encoding cuts it
+            return ids[len(answer) :]
         end = len(text.encode())
         spans = self._other.spans(whole)
         if not len(spans.ids):

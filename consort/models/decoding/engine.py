@@ -125,6 +125,14 @@ class Engine:
 
         self._orders.put(order)
 
+    def pause_at(self, row: Row, tokens: int | None) -> None:
+        """Let a row that writes wait where its answer has so many tokens; None: nowhere."""
+
+        def order() -> None:
+            row.pause_at = tokens
+
+        self._orders.put(order)
+
     def grow(self, row: Row, ids: Sequence[int], growing: Growing) -> Future[Growing]:
         """Append ids (at least one) to a row that holds its place, and grow a draft after them."""
         drafting = Drafting(row, ids, growing, Future())
@@ -167,10 +175,8 @@ class Engine:
     def _obey(self) -> bool:
         """Take all orders there are, and wait for one where nothing else is to be done; False to end."""
         while True:
-            reading = any(row.unread for row in self._held)
-            idle = not (self._waiting or self._listeners or self._extensions or self._draftings or reading)
             try:
-                order = self._orders.get(block=idle)
+                order = self._orders.get(block=not self._busy())
             except queue.Empty:
                 return True
             if order is None:
@@ -179,13 +185,21 @@ class Engine:
                 return False
             order()
 
+    def _busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._extensions or self._draftings or self._joins()) or not self._batch.idle
+
+    def _joins(self) -> bool:
+        """Whether an answer waits and there is a slot for it."""
+        return bool(self._waiting) and len(self._batch.rows) - len(self._held) < self._answers
+
     def _step(self) -> None:
         batch = self._batch
         if self._extensions:
             self._extend()
         if self._draftings:
             self._grow()
-        while self._waiting and len(batch.rows) - len(self._held) < self._answers:
+        while self._joins():
             batch.add(self._waiting.popleft())
         written, read = batch.step(PROMPT_TOKENS_BESIDE if batch.writing else PROMPT_TOKENS_ALONE)
         for row, logits_V in read:

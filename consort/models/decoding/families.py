@@ -3,7 +3,8 @@ decoder.
 
 Reads a transformers module with the LoRAs it computes with, and refuses (`None`) whatever the lean network
 does not compute, by looking at the configuration and at the layers' classes. Matrices that are joined are
-copies in float32, as are those wider than long; the others are shared with the module. Computes nothing.
+copies in float32, as are those wider than long; the others are shared with the module, until `memory` moves
+them. Computes nothing.
 """
 
 from __future__ import annotations

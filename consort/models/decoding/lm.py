@@ -263,6 +263,11 @@ class LocalWriting:
         if is_sound(draft, self._vocabulary_size):
             self._engine.take(self._row, begins, draft)
 
+    def pause_at(self, tokens: int | None) -> bool:
+        """Write until the answer has so many tokens, and wait there; None: write on."""
+        self._engine.pause_at(self._row, tokens)
+        return True
+
     async def close(self) -> None:
         """Write no further."""
         self._engine.drop(self._row)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from consort.models.decoding.batch import Network
 from consort.models.decoding.families import read_decoder
 from consort.models.decoding.lean import LeanNetwork
+from consort.models.decoding.memory import arranged
 from consort.models.decoding.module import RowNetwork, SlotNetwork, takes_slots
 
 if TYPE_CHECKING:
@@ -21,6 +22,6 @@ def open_network(model: LocalModel, *, slots: int, positions: int) -> Network:
     if sum(parameter.numel() for parameter in model.module.parameters()) <= LEAN_PARAMETERS:
         decoder = read_decoder(model.module, positions)
         if decoder is not None:
-            return LeanNetwork(decoder, slots=slots, positions=positions)
+            return LeanNetwork(arranged(decoder), slots=slots, positions=positions)
     kind = SlotNetwork if takes_slots(model.module) else RowNetwork
     return kind(model, slots=slots, positions=positions)

@@ -45,7 +45,7 @@ LEFT_ALONE = (
     "pages 1990-1995", "Order 20231105 of 3 items at 4.99 each", "pi is 3.14159265358979",
     "std::vector and a::b", "e.g. this, i.e. that",
     "Run main.py, read README.md and node.js.", "This is done.So we go on", "a 16:9 screen, 1920x1080",
-    "password is required", "In 1984 there were 1000000",
+    "password is required", "\u0130\u013012 3456 7890 1234 5678", "In 1984 there were 1000000",
 )  # fmt: skip
 
 

@@ -153,7 +153,11 @@ def test_whatever_is_drafted_every_row_is_written_as_alone(architecture, opened,
         for row in batch.rows[: batch.writing]:
             if rng.random() < 0.6:
                 batch.draft(row, *drafted_somehow(row, answers[id(row)], rng, model.vocabulary.size))
-        batch.step(1000)
+            row.pause_at = rng.choice([None, 0, len(row.written), len(row.written) + 1])
+        paused = {id(row): len(row.written) for row in batch.rows[: batch.writing] if not row.writes}
+        idle, (written, _) = batch.idle, batch.step(1000)
+        assert bool(written) is not idle
+        assert all(len(row.written) == paused.get(id(row), len(row.written)) for row in everyone)
     assert [row.written for row in everyone] == expected
     foreseen = sum(row.foreseen for row in everyone)
     assert 0 < foreseen < sum(row.drafted for row in everyone)
