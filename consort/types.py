@@ -117,11 +117,12 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class TopK:
     """A next-token distribution cut to its K most likely tokens; `rest` is the probability mass that was cut
-    off."""
+    off. `state` [D] is what the model's head made it from; None where the model does not show it."""
 
     ids: IntArray
     logprobs: FloatArray
     rest: float
+    state: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,19 @@
 """Quality against the share of tokens that the cloud writes: `defer` on the demo's co-tuned consort.
 
     consort demo --run-dir runs/demo
-    python experiments/deferral.py label runs/demo      # lessons of the learned scorers, once
+    python experiments/deferral.py label runs/demo      # what each token of validation answers is worth, once
+    python experiments/deferral.py learn runs/demo      # the learned scorers, once
     python experiments/deferral.py curve runs/demo      # goes on where it stood
-    python experiments/deferral.py table runs/demo      # results/deferral.{json,md}
+    python experiments/deferral_table.py runs/demo      # results/deferral.{json,md}
 
 Four pairs: a device's co-tuned model and the co-tuned cloud, with different tokenizers. Each answers as many
 test prompts of its own domain (there the edge alone knows the facts and the cloud has the skills better) as
-of the public test set (general skills, where the cloud leads). Scorers learn from, and shares are calibrated
-on, the device's validation rows and public validation rows; the threshold then stays (`Share.step` 0), so
-that prompts do not depend on each other. Beside it: the share kept online as when served, calibrated
-(`online`) or from nothing (`uncalibrated`), one prompt after another; and a cloud that goes on behind half a
-word as if it were a whole one (`unconditioned`). Greedy, at most 64 tokens. EM and Rouge-L against the
-references. The line between edge and cloud is what asking the cloud for whole answers at random reaches at
-the same share. Share is counted three ways: tokens (each in its writer's), bytes of the answer, and tokens
-over those of the cloud writing all alone. Intervals are 95 %, over 1,000 resamples of prompts, edge, cloud
-and share resampled with them.
+of the public test set (general skills, where the cloud leads). Scorers learn from the device's validation
+rows and more public ones, `states` from the edge's hidden states too; shares are calibrated on as many of
+each, of which the learned scorers' values are those without the question's fold. The threshold then stays
+(`Share.step` 0), so that prompts do not depend on each other. Beside it: the share kept online as when
+served, calibrated (`online`) or from nothing (`uncalibrated`), one prompt after another; and a cloud that
+goes on behind half a word as if it were a whole one (`unconditioned`). Greedy, at most 64 tokens.
 """
 
 from __future__ import annotations
@@ -23,14 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import commit, hardware
 
 from consort.bench.metrics import exact_match, rouge_l
 from consort.config import RuntimeConfig
@@ -40,26 +37,25 @@ from consort.inference.reading import Reader
 from consort.inference.share import STEP, Share
 from consort.inference.token_file import load_token_need, save_token_need
 from consort.inference.token_fit import fit_token_need
-from consort.inference.token_need import SCORERS, SPREADS, TokenScorer
-from consort.inference.white_box import vocabulary_of
+from consort.inference.token_need import SCORERS, SPREADS, Look, TokenScorer
+from consort.inference.white_box import states_of, vocabulary_of
 from consort.models.decoding.lm import LocalLM
 from consort.training.answers import answer
 from consort.training.data import Sample, prompt_ids, read_samples
 from consort.training.tuned import load_tuned
 from consort.types import Message, Request
 
-RESULTS = Path(__file__).parent / "results"
 DEVICES = ("bank", "clinic", "factory", "shop")
 OWN, PUBLIC = 36, 36  # test prompts a device
-LABEL_OWN, LABEL_PUBLIC = 24, 16
+LABEL_OWN, LABEL_PUBLIC = 42, 120
+LEARNED = ("learned", "states")
 TOKENS, CONTEXT = 64, 256
 AT_ONCE = 8  # answers, so that the models read them in one pass
 CELLS = (
-    ("learned", 0.2), ("doubt", 0.2), ("learned", 0.35), ("doubt", 0.35), ("learned", 0.1), ("doubt", 0.1),
-    ("learned", 0.5), ("doubt", 0.5), ("entropy", 0.2), ("margin", 0.2), ("doubt, unconditioned", 0.2),
-    ("doubt, online", 0.2), ("doubt, uncalibrated", 0.2),
+    *((name, goal) for goal in (0.2, 0.35, 0.1, 0.5) for name in (*LEARNED, "doubt")),
+    ("entropy", 0.2), ("margin", 0.2), ("doubt, unconditioned", 0.2), ("doubt, online", 0.2),
+    ("doubt, uncalibrated", 0.2),
 )  # fmt: skip
-RESAMPLES = 1000
 
 
 class Pair:
@@ -73,7 +69,14 @@ class Pair:
         ]
         self.small_model, self.large_model = models
         self.small, self.large = (
-            LocalLM(model, answers=1, sessions=AT_ONCE, context_tokens=CONTEXT, alternatives=64)
+            LocalLM(
+                model,
+                answers=1,
+                sessions=AT_ONCE,
+                context_tokens=CONTEXT,
+                alternatives=64,
+                shows_states=model is self.small_model,
+            )
             for model in models
         )
         self.native = vocabulary_of(self.small).sha256 == vocabulary_of(self.large).sha256
@@ -97,6 +100,17 @@ class Pair:
 
     def lesson(self, row: Sample) -> Lesson:
         return lesson(self.small, self.large, asked(row), partial(score, row))
+
+    def looks(self, row: Sample) -> tuple[Look, ...]:
+        """The small model's own path once more."""
+        reader, duet, looks = Reader(self.small, asked(row)), Duet(asked(row), native=self.native), []
+        piece: bytes | None = b""
+        while piece is not None and duet.tokens < TOKENS:
+            look, choice = duet.look(reader)
+            looks.append(look)
+            piece = duet.write(reader, choice, large=False)
+        reader.close()
+        return tuple(looks)
 
     def deferred(
         self, request: Request, scorer: TokenScorer, share: Share, reader: type[Reader]
@@ -143,33 +157,89 @@ def asked(row: Sample) -> Request:
 
 
 def label(run: Path) -> None:
-    """Learn each device's scorer, and keep the needs of the training-free ones on the same rows."""
+    """What the cloud's token would have gained, in every place of every validation row's answer."""
     for device in DEVICES:
-        file = run / "deferral" / f"{device}.safetensors"
+        file = run / "deferral" / f"{device}-lessons.json"
         if file.exists():
             continue
-        pair = Pair(run, device)
-        begun = time.process_time()
-        rows = [row for _, row in pair.rows(run, device, "valid", LABEL_OWN, LABEL_PUBLIC)]
+        pair, begun = Pair(run, device), time.process_time()
+        rows = pair.rows(run, device, "valid", LABEL_OWN, LABEL_PUBLIC)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            lessons = list(threads.map(pair.lesson, rows))
-        model = fit_token_need(lessons, vocabulary_of(pair.small))
-        looks = [look for one in lessons for look in one.looks]
-        needs = {name: sorted(scorer(look) for look in looks) for name, scorer in SCORERS.items()}
+            lessons = list(threads.map(pair.lesson, [row for _, row in rows]))
+        told = [
+            {
+                "domain": domain,
+                "gains": one.gains,
+                "differing": one.differing,
+                "answer_gain": one.answer_gain,
+            }
+            for (domain, _), one in zip(rows, lessons, strict=True)
+        ]
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(told))
+        print(device, f"{time.process_time() - begun:.0f} s", flush=True)
+
+
+def learn(run: Path) -> None:
+    """Each device's scorers, and the needs of all scorers on as many own as public rows."""
+    for device in DEVICES:
+        file = run / "deferral" / f"{device}.json"
+        if file.exists():
+            continue
+        pair, begun = Pair(run, device), time.process_time()
+        rows = pair.rows(run, device, "valid", LABEL_OWN, LABEL_PUBLIC)
+        labels = json.loads((run / "deferral" / f"{device}-lessons.json").read_text())
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            paths = list(threads.map(pair.looks, [row for _, row in rows]))
+        lessons = [
+            Lesson(path, tuple(one["gains"]), one["differing"], one["answer_gain"])
+            for path, one in zip(paths, labels, strict=True)
+        ]
+        calibrating = balanced([domain for domain, _ in rows], [len(path) for path in paths])
+        gains = np.concatenate([one.gains for one in lessons])
+        looks = [look for path in paths for look in path]
+        values = {name: np.array([scorer(look) for look in looks]) for name, scorer in SCORERS.items()}
+        for name, states_sha256 in zip(LEARNED, ("", states_of(pair.small)), strict=True):
+            unasked = fit_token_need(
+                list(map(wordless, lessons)), vocabulary_of(pair.small), states_sha256=states_sha256
+            )
+            values[f"{name}, no words"] = unasked.needs
+            model = fit_token_need(lessons, vocabulary_of(pair.small), states_sha256=states_sha256)
+            values[name] = model.needs
+            save_token_need(
+                replace(model, needs=model.needs[calibrating]), run / "deferral" / f"{device}-{name}"
+            )
+        assert model.states is not None, "the last one learned from states"
         told = {
             "questions": len(lessons),
             "tokens": len(looks),
             "differing": sum(one.differing for one in lessons),
-            "gaining": sum(gain > 0 for one in lessons for gain in one.gains),
-            "losing": sum(gain < 0 for one in lessons for gain in one.gains),
+            "gaining": int((gains > 0).sum()),
+            "losing": int((gains < 0).sum()),
             "answer_gain": float(np.mean([one.answer_gain for one in lessons])),
-            "cpu_s": time.process_time() - begun,
-            "needs": needs,
+            "components": model.states.components,
+            "state_width": len(model.states.mean),
+            "correlation": {name: float(np.corrcoef(each, gains)[0, 1]) for name, each in values.items()},
+            "learn_cpu_s": time.process_time() - begun,
+            "needs": {name: each[calibrating].tolist() for name, each in values.items()},
         }
-        file.parent.mkdir(exist_ok=True)
-        file.with_suffix(".json").write_text(json.dumps(told))
-        save_token_need(model, file)
+        file.write_text(json.dumps(told))
         print(device, {name: value for name, value in told.items() if name != "needs"}, flush=True)
+
+
+def wordless(one: Lesson) -> Lesson:
+    """The lesson of one who does not see the question."""
+    return replace(one, looks=tuple(replace(look, question="") for look in one.looks))
+
+
+def balanced(domains: list[str], lengths: list[int]) -> np.ndarray:
+    """The tokens of as many questions of either domain, the first ones."""
+    kept: dict[str, int] = {}
+    fewest, chosen = min(domains.count("own"), domains.count("public")), []
+    for domain, length in zip(domains, lengths, strict=True):
+        kept[domain] = kept.get(domain, 0) + 1
+        chosen += [kept[domain] <= fewest] * length
+    return np.array(chosen)
 
 
 def score(row: Sample, text: str) -> float:
@@ -207,9 +277,13 @@ def curve(run: Path) -> None:
                 continue
             needs = json.loads((run / "deferral" / f"{device}.json").read_text())["needs"]
             scored_by, _, variant = name.partition(", ")
-            if name == "learned":
-                model = load_token_need(run / "deferral" / f"{device}.safetensors", vocabulary_of(pair.small))
-                scorer, spread = model, model.needs
+            if name in LEARNED:
+                scorer = load_token_need(
+                    run / "deferral" / f"{device}-{name}",
+                    vocabulary_of(pair.small),
+                    states_sha256=states_of(pair.small),
+                )
+                spread = scorer.needs
             else:
                 even = variant == "uncalibrated"
                 spread = np.linspace(*SPREADS[scored_by], 101) if even else needs[scored_by]
@@ -227,131 +301,13 @@ def curve(run: Path) -> None:
             print(name, goal, device, f"{spent:.0f} s", flush=True)
 
 
-def table(run: Path) -> None:
-    """Every cell that was answered, over all pairs together, as JSON and Markdown."""
-    alone = {
-        device: json.loads((run / "deferral" / f"{device}-alone.json").read_text()) for device in DEVICES
-    }
-    cells = []
-    for name, goal in sorted(CELLS):
-        files = [run / "deferral" / f"{device}-{name}-{goal}.json" for device in DEVICES]
-        if all(file.exists() for file in files):
-            rows = [
-                base | told
-                for device, file in zip(DEVICES, files, strict=True)
-                for base, told in zip(alone[device], json.loads(file.read_text()), strict=True)
-            ]
-            for domain in ("both", "own", "public"):
-                chosen = [row for row in rows if domain in ("both", row["domain"])]
-                for metric, measured in (("rouge_l", rouge_l), ("em", exact_match)):
-                    cells.append({"scorer": name, "goal": goal, "domain": domain, "metric": metric}
-                                 | judged(chosen, measured))  # fmt: skip
-    labels = {device: json.loads((run / "deferral" / f"{device}.json").read_text()) for device in DEVICES}
-    for told in labels.values():
-        del told["needs"]
-    found = {
-        "commit": commit(),
-        "hardware": hardware(),
-        "seed": 0,
-        "prompts": sum(map(len, alone.values())),
-        "labels": labels,
-        "cells": cells,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "deferral.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "deferral.md").write_text(page(found))
-    print(page(found))
-
-
-def judged(rows: list[dict], measured: Callable[[str, str], float]) -> dict[str, object]:
-    """Quality, shares, and what quality has above the line between edge and cloud, with intervals."""
-    texts = {
-        name: np.array([measured(row[key], row["reference"]) for row in rows])
-        for name, key in (("edge", "edge"), ("cloud", "cloud"), ("deferred", "text"))
-    }
-    counted = ("tokens", "large_tokens", "bytes", "large_bytes", "cloud_tokens", "round_trips")
-    columns = {name: np.array([row[name] for row in rows], float) for name in counted}
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        drawn.append(_figures(texts, columns, rng.integers(len(rows), size=len(rows))))
-    low, high = np.quantile([list(one.values()) for one in drawn], [0.025, 0.975], axis=0)
-    value = _figures(texts, columns, np.arange(len(rows)))
-    return {name: [value[name], float(low[i]), float(high[i])] for i, name in enumerate(value)}
-
-
-def _figures(
-    texts: dict[str, np.ndarray], columns: dict[str, np.ndarray], rows: np.ndarray
-) -> dict[str, float]:
-    edge, cloud, quality = (float(texts[name][rows].mean()) for name in ("edge", "cloud", "deferred"))
-    total = {name: float(column[rows].sum()) for name, column in columns.items()}
-    shares = {
-        "token_share": total["large_tokens"] / total["tokens"],
-        "byte_share": total["large_bytes"] / max(1.0, total["bytes"]),
-        "cloud_work": total["large_tokens"] / total["cloud_tokens"],
-    }
-    above = {
-        f"above_line_by_{name}": quality - edge - share * (cloud - edge) for name, share in shares.items()
-    }
-    trips = {"round_trips": total["round_trips"] / len(rows)}
-    return {"edge": edge, "cloud": cloud, "quality": quality} | shares | above | trips
-
-
-def page(found: dict) -> str:
-    """The results as Markdown."""
-    lines = [
-        "# Token deferral: quality against the share of the cloud's tokens",
-        "",
-        f"Commit {found['commit']}; {found['hardware']}; {found['prompts']} prompts, four pairs of models.",
-        "`experiments/deferral.py` says what learns from what. Percent (95 % interval); in bold where the",
-        "whole interval lies above the line between edge and cloud. Work: cloud tokens over those of the",
-        "cloud alone.",
-    ]
-    for metric, title in (("rouge_l", "Rouge-L"), ("em", "EM")):
-        for domain, where in (("both", "own and public prompts together"), ("own", "the device's own domain"),
-                              ("public", "public prompts")):  # fmt: skip
-            cells = [c for c in found["cells"] if (c["metric"], c["domain"]) == (metric, domain)]
-            if not cells:
-                continue
-            edge, cloud = (_cell(cells[0][name]) for name in ("edge", "cloud"))
-            lines += ["", f"**{title}, {where}**: edge alone {edge}, cloud alone {cloud}.", ""]
-            lines += [
-                "| scorer | goal | tokens | bytes | work | quality | above the line, by tokens | by bytes "
-                "| by work |",
-                "|" + "---|" * 9,
-            ]
-            for c in cells:
-                shares = [f"{100 * c[name][0]:.1f}" for name in ("token_share", "byte_share", "cloud_work")]
-                above = [
-                    _above(c[f"above_line_by_{name}"]) for name in ("token_share", "byte_share", "cloud_work")
-                ]
-                cell = [c["scorer"], f"{c['goal']:g}", *shares, _cell(c["quality"]), *above]
-                lines.append(f"| {' | '.join(cell)} |")
-    head = "| device | questions labelled | tokens | differing | gaining | losing | cloud answer's gain |"
-    lines += ["", head, "|" + "---|" * 7]
-    for device, told in found["labels"].items():
-        numbers = [str(told[name]) for name in ("questions", "tokens", "differing", "gaining", "losing")]
-        lines.append(f"| {device} | {' | '.join(numbers)} | {told['answer_gain']:.3f} |")
-    return "\n".join([*lines, ""])
-
-
-def _cell(figure: list[float]) -> str:
-    value, low, high = (100 * number for number in figure)
-    return f"{value:.1f} ({low:.1f}, {high:.1f})"
-
-
-def _above(figure: list[float]) -> str:
-    value, low, high = (100 * number for number in figure)
-    text = f"{value:+.1f} ({low:+.1f}, {high:+.1f})"
-    return f"**{text}**" if low > 0 else text
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("verb", choices=("label", "curve", "table"))
+    parser.add_argument("verb", choices=("label", "learn", "curve"))
     parser.add_argument("run", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"label": label, "curve": curve, "table": table}[options.verb](options.run)
+    {"label": label, "learn": learn, "curve": curve}[options.verb](options.run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from consort.inference.deferral import defer
 from consort.inference.share import Share
 from consort.inference.token_file import load_token_need
 from consort.inference.token_need import SCORERS, SPREADS
-from consort.inference.white_box import vocabulary_of, white_box
+from consort.inference.white_box import states_of, vocabulary_of, white_box
 from consort.types import LM, Chunk, Consort, Request, Strategy
 
 _HINT = 'set strategy = "defer" under [serve], so that memory is taken for sessions'
@@ -26,6 +26,11 @@ def sessions_of(config: ServeConfig, edges: Sequence[ServedModel], cloud: Served
     bundled = all(model.model.startswith("zoo:") for model in (*edges[:1], cloud))
     read = config.strategy in ("defer", "mix") or bool(config.proxy.adapter) or config.role == "cloud"
     return config.sessions + SPARE if bundled or read else 0
+
+
+def shows_states(config: ServeConfig) -> bool:
+    """Whether the first edge's sessions show hidden states, for a learned scorer that may read them."""
+    return config.token_scorer not in SCORERS
 
 
 def deferral_of(config: ServeConfig, models: Sequence[LM], *, has_cloud: bool, sessions: int) -> Strategy:
@@ -66,6 +71,6 @@ def _deferral(config: ServeConfig, models: Sequence[LM], has_cloud: bool, sessio
         # not calibrated: the controller finds the threshold within some hundred tokens
         scorer, share = SCORERS[name], Share(config.llm_share, np.linspace(*SPREADS[name], 101))
     else:
-        scorer = load_token_need(Path(name), vocabulary_of(small))
+        scorer = load_token_need(Path(name), vocabulary_of(small), states_sha256=states_of(small))
         share = Share(config.llm_share, scorer.needs)
     return defer(scorer, share, silence_s=config.stall_s, at_once=sessions - SPARE)

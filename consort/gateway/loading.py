@@ -62,13 +62,22 @@ def load_proxy(config: Config) -> LM | None:
     return load_lm(chosen, config.runtime, sessions=serve.sessions + SPARE)
 
 
-def load_lm(model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0) -> LM:
-    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`."""
+def load_lm(
+    model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0, shows_states: bool = False
+) -> LM:
+    """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`, which
+    show hidden states where that is asked for."""
     if not model.base_url:
         from consort.models.decoding.lm import LocalLM
 
         loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
-        return LocalLM(loaded, answers=model.answers, sessions=sessions, context_tokens=model.context_tokens)
+        return LocalLM(
+            loaded,
+            answers=model.answers,
+            sessions=sessions,
+            context_tokens=model.context_tokens,
+            shows_states=shows_states,
+        )
     from consort.models.remote import EVERYTHING, Endpoint, Remote
 
     key = os.environ.get(model.key_env, "") if model.key_env else ""

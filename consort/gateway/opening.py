@@ -12,7 +12,7 @@ from typing import cast
 from consort.config import Config
 from consort.config_serve import PROXY, ServeConfig
 from consort.errors import ConfigError, DataError, ModelError
-from consort.gateway.deferring import deferral_of, sessions_of
+from consort.gateway.deferring import deferral_of, sessions_of, shows_states
 from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
@@ -50,7 +50,12 @@ def open_service(config: Config) -> Service:
     sessions = sessions_of(config.serve, edges, cloud)
     reading = (*edges[:1], cloud)  # who writes token by token with another
     models = [
-        load_lm(model, config.runtime, sessions=sessions if model in reading else 0)
+        load_lm(
+            model,
+            config.runtime,
+            sessions=sessions if model in reading else 0,
+            shows_states=model in edges[:1] and shows_states(config.serve),
+        )
         for model in (*edges, *((cloud,) if cloud.model else ()))
     ]
     guides = load_guides(config, proxy)

@@ -15,6 +15,7 @@ from consort.files import whole_file
 from consort.inference.ngrams import NUM_BUCKETS
 from consort.inference.token_model import TokenNeed, Trees
 from consort.inference.token_need import FEATURES
+from consort.inference.token_states import StateGain
 
 FORMAT = "consort.token-need/1"
 _TREE_ARRAYS = ("feature", "threshold", "left", "right", "value")
@@ -40,12 +41,20 @@ def save_token_need(model: TokenNeed, path: Path) -> None:
         "mean_gain": model.mean_gain,
         "num_tokens": model.num_tokens,
     }
+    if model.states is not None:
+        arrays |= {"states.mean": model.states.mean, "states.direction": model.states.direction}
+        about["states"] = {
+            "sha256": model.states.sha256,
+            "mean_gain": model.states.mean_gain,
+            "components": model.states.components,
+        }
     with whole_file(path) as file:
         file.write(save(arrays, metadata={"format": FORMAT, "about": json.dumps(about)}))
 
 
-def load_token_need(path: Path, vocabulary: Vocabulary) -> TokenNeed:
-    """Read a scorer; ModelError for one of another version, or learned with another small model's tokens."""
+def load_token_need(path: Path, vocabulary: Vocabulary, *, states_sha256: str = "") -> TokenNeed:
+    """Read a scorer for a small model whose sessions show the hidden states of these weights, or none.
+    ModelError for one of another version, or learned with another small model's tokens or states."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -66,6 +75,19 @@ def load_token_need(path: Path, vocabulary: Vocabulary) -> TokenNeed:
         raise ModelError(f"the token scorer is damaged: {error}", where=str(path), hint=_HINT) from error
     if model.vocabulary_sha256 != vocabulary.sha256:
         raise ModelError("this token scorer was learned with another tokenizer", where=str(path), hint=_HINT)
+    if model.states is not None and not states_sha256:
+        raise ModelError(
+            "this token scorer reads hidden states, and the edge's model shows none",
+            where=str(path),
+            hint="serve the transformers model that it was learned with, or a scorer learned without states",
+        )
+    if model.states is not None and model.states.sha256 != states_sha256:
+        raise ModelError(
+            f"this token scorer reads the hidden states of weights {model.states.sha256[:12]}, "
+            f"and the edge's are {states_sha256[:12]}",
+            where=str(path),
+            hint="learn it anew with the model that is served (inference.token_fit)",
+        )
     return model
 
 
@@ -76,7 +98,8 @@ def _model(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TokenNeed:
     nodes = columns["value"].shape[1]
     if any(np.any((columns[name] < 0) | (columns[name] >= nodes)) for name in ("left", "right")):
         raise ValueError("a branch leads nowhere")
-    if np.any((columns["feature"] < 0) | (columns["feature"] >= len(FEATURES) + 2)):
+    states = _states(about.get("states"), arrays)
+    if np.any((columns["feature"] < 0) | (columns["feature"] >= len(FEATURES) + 2 + (states is not None))):
         raise ValueError("a branch asks for a feature that is not there")
     return TokenNeed(
         vocabulary_sha256=about["vocabulary_sha256"],
@@ -86,4 +109,16 @@ def _model(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TokenNeed:
         mean_gain=float(about["mean_gain"]),
         needs=arrays["needs"],
         num_tokens=int(about["num_tokens"]),
+        states=states,
+    )
+
+
+def _states(about: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> StateGain | None:
+    if about is None:
+        return None
+    mean, direction = arrays["states.mean"], arrays["states.direction"]
+    if mean.shape != direction.shape:
+        raise ValueError("its states have two widths")
+    return StateGain(
+        str(about["sha256"]), mean, direction, float(about["mean_gain"]), int(about["components"])
     )

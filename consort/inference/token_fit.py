@@ -1,8 +1,8 @@
 """Learning the gain of the large model's token from labelled paths: boosted trees over a look's features.
 
 What a question's words say is learned first, by ridge regression on whole answers' gains; the trees see its
-closed-form leave-one-out prediction (Rifkin and Lippert, 2007, section 3), not its fit. Needs scikit-learn,
-which scoring does not.
+closed-form leave-one-out prediction (Rifkin and Lippert, 2007, section 3), not its fit. So it is with hidden
+states, question by question. Needs scikit-learn, which scoring does not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from consort.errors import DataError
 from consort.inference.divergence import Lesson
 from consort.inference.ngrams import NUM_BUCKETS
 from consort.inference.token_model import FloatArray, TokenNeed, Trees, question_row, token_row
+from consort.inference.token_states import fit_states
 
 FOLDS = 4  # the scorer's own values, for `Share`, are of questions that it did not learn from
 _MIN_QUESTIONS = 20
@@ -25,8 +26,11 @@ _WORDS_PENALTY = 1.0  # in units of one question's kernel with itself
 _NUM_TREES, _DEPTH, _RATE, _LEAF, _PART = 80, 3, 0.05, 15, 0.7
 
 
-def fit_token_need(lessons: Sequence[Lesson], vocabulary: Vocabulary, *, seed: int = 0) -> TokenNeed:
-    """Learn from labelled paths of a model with this vocabulary. DataError for fewer than 20 questions."""
+def fit_token_need(
+    lessons: Sequence[Lesson], vocabulary: Vocabulary, *, states_sha256: str = "", seed: int = 0
+) -> TokenNeed:
+    """Learn from labelled paths of a model with this vocabulary; from its hidden states too, where their
+    weights are named. DataError for fewer than 20 questions, or looks that show no states."""
     if len(lessons) < _MIN_QUESTIONS:
         raise DataError(
             f"{len(lessons)} labelled answers are too few to learn from",
@@ -34,20 +38,41 @@ def fit_token_need(lessons: Sequence[Lesson], vocabulary: Vocabulary, *, seed: i
         )
     words, mean_gain, left_out = _words(lessons)
     occurrences = Counter(look.token for one in lessons for look in one.looks)
-    rows = [
-        np.array([token_row(look, occurrences, gain) for look in one.looks])
-        for one, gain in zip(lessons, left_out.tolist(), strict=True)
-    ]
+    foretold = [np.full((len(one.looks), 1), gain) for one, gain in zip(lessons, left_out, strict=True)]
     gains = [np.array(one.gains) for one in lessons]
-    needs = []
-    for fold in np.array_split(np.random.default_rng(seed).permutation(len(lessons)), FOLDS):
+    folds = np.array_split(np.random.default_rng(seed).permutation(len(lessons)), FOLDS)
+    states = None
+    if states_sha256:
+        states, by_state = fit_states([_states(one) for one in lessons], gains, states_sha256, folds)
+        foretold = [np.column_stack(columns) for columns in zip(foretold, by_state, strict=True)]
+    rows = [
+        np.array([token_row(look, occurrences, told) for look, told in zip(one.looks, values, strict=True)])
+        for one, values in zip(lessons, [each.tolist() for each in foretold], strict=True)
+    ]
+    needs: list[list[float]] = [[] for _ in lessons]
+    for fold in folds:
         rest = np.setdiff1d(np.arange(len(lessons)), fold)
         trees = _trees([rows[i] for i in rest], [gains[i] for i in rest], seed)
-        needs += [trees(row) for i in fold for row in rows[i]]
-    trees = _trees(rows, gains, seed)
+        for i in fold:
+            needs[i] = [trees(row) for row in rows[i]]
     return TokenNeed(
-        vocabulary.sha256, trees, dict(occurrences), words, mean_gain, np.sort(needs), sum(map(len, rows))
+        vocabulary_sha256=vocabulary.sha256,
+        trees=_trees(rows, gains, seed),
+        occurrences=dict(occurrences),
+        words=words,
+        mean_gain=mean_gain,
+        needs=np.concatenate(needs),
+        num_tokens=sum(map(len, rows)),
+        states=states,
     )
+
+
+def _states(one: Lesson) -> FloatArray:
+    """[T, D] of a path."""
+    shown = [look.top.state for look in one.looks if look.top.state is not None]
+    if len(shown) < len(one.looks):
+        raise DataError("these looks show no hidden states", hint="open the small model with shows_states")
+    return np.array(shown, np.float64)
 
 
 def _words(lessons: Sequence[Lesson]) -> tuple[FloatArray, float, FloatArray]:

@@ -2,12 +2,13 @@
 `token_fit`.
 
 One of the features is the question: which words it has, weighed by what the large model gained on such
-questions. Scoring needs numpy alone: all trees are walked at once.
+questions. Another, where it was learned, is what the small model's hidden state foretells. Scoring needs
+numpy alone: all trees are walked at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from consort.inference.ngrams import word_buckets
 from consort.inference.token_need import Look, look_features
+from consort.inference.token_states import StateGain
 
 _QUESTIONS_KEPT = 64  # their words are looked up once, not for each token
 IntArray = NDArray[np.int32]
@@ -48,7 +50,7 @@ class Trees:
 class TokenNeed:
     """A learned scorer for one pair of models. `vocabulary_sha256` is the small model's tokenizer;
     `occurrences` say how often each of its tokens was seen; `needs` are the scorer's values on tokens it did
-    not learn from, for `Share`."""
+    not learn from, lesson by lesson, for `Share`. With `states` it scores only looks that show theirs."""
 
     vocabulary_sha256: str
     trees: Trees
@@ -57,6 +59,7 @@ class TokenNeed:
     mean_gain: float
     needs: FloatArray
     num_tokens: int
+    states: StateGain | None = None
     _asked: dict[str, float] = field(default_factory=dict, repr=False)  # of the latest questions
 
     def __call__(self, look: Look) -> float:
@@ -66,12 +69,17 @@ class TokenNeed:
             if len(self._asked) >= _QUESTIONS_KEPT:
                 self._asked.clear()
             gain = self._asked[look.question] = question_gain(look.question, self.words, self.mean_gain)
-        return self.trees(token_row(look, self.occurrences, gain))
+        foretold = [gain]
+        if self.states is not None:
+            assert look.top.state is not None, "checked when the scorer was read"
+            foretold.append(self.states(look.top.state))
+        return self.trees(token_row(look, self.occurrences, foretold))
 
 
-def token_row(look: Look, occurrences: Mapping[int, int], gain: float) -> FloatArray:
-    """All that is known about one token, as the trees read it."""
-    return np.array([*look_features(look), np.log1p(occurrences.get(look.token, 0)), gain])
+def token_row(look: Look, occurrences: Mapping[int, int], foretold: Sequence[float]) -> FloatArray:
+    """All that is known about one token, as the trees read it. `foretold` are gains: by the question's words,
+    and by the hidden state where that is read."""
+    return np.array([*look_features(look), np.log1p(occurrences.get(look.token, 0)), *foretold])
 
 
 def question_row(question: str) -> tuple[NDArray[np.int64], FloatArray]:

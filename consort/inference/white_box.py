@@ -33,6 +33,11 @@ async def reached(lm: LM, *, where: str) -> TokenLM:
     return box
 
 
+def states_of(lm: TokenLM) -> str:
+    """Names the weights whose hidden states the model's sessions show; empty where they show none."""
+    return cast("str", getattr(lm, "states_sha256", ""))
+
+
 def vocabulary_of(lm: TokenLM) -> Vocabulary:
     """The tokens of a white box that was reached."""
     return cast("Vocabulary", lm.tokenizer)

@@ -7,9 +7,10 @@ vocabulary] matrix. Generating is a loop over `decoding`'s batch; answering clie
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ class LocalModel:
             states: Tensor = self.module.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
 
+    def states_sha256(self) -> str:
+        """Names the weights, adapters among them, that make the hidden states its networks show."""
+        return weights_sha256(sorted(self.module.named_parameters()))
+
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer."""
         layer = self.module.get_output_embeddings()
@@ -85,6 +90,16 @@ class LocalModel:
         enabled = self.runtime.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
+
+
+def weights_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of names, shapes and values, in this order."""
+    digest = hashlib.sha256()
+    for name, weights in named:
+        digest.update(name.encode())
+        digest.update(str(tuple(weights.shape)).encode())
+        digest.update(weights.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,7 +8,6 @@ stays. Does not merge or export; `training.export` does.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from consort.config import ModelConfig
 from consort.errors import ModelError
-from consort.models.local import LocalModel
+from consort.models.local import LocalModel, weights_sha256
 from consort.types import Adapter, FloatArray
 
 OWN = "own"  # a model's own LoRA, which never leaves its owner
@@ -155,13 +154,11 @@ def base_sha256(model: LocalModel) -> str:
     """Hash of the frozen base: names, shapes and values of every weight that is not a LoRA's. Computed once a
     model."""
     if model.base_sha256 is None:
-        digest = hashlib.sha256()
-        for name, parameter in sorted(model.module.named_parameters()):
-            if ".lora_" not in name:
-                digest.update(name.replace(".base_layer", "").encode())
-                digest.update(str(tuple(parameter.shape)).encode())
-                digest.update(parameter.detach().float().cpu().numpy().tobytes())
-        model.base_sha256 = digest.hexdigest()
+        model.base_sha256 = weights_sha256(
+            (name.replace(".base_layer", ""), parameter)
+            for name, parameter in sorted(model.module.named_parameters())
+            if ".lora_" not in name
+        )
     return model.base_sha256
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,19 @@ import pytest
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError
-from consort.gateway.deferring import deferral_of
+from consort.gateway.app import close
+from consort.gateway.deferring import deferral_of, shows_states
 from consort.gateway.judging import judges
 from consort.gateway.loading import load_lm, load_proxy
+from consort.gateway.opening import open_service
 from consort.inference.proxy import proxy_agreement
+from consort.inference.token_file import save_token_need
+from consort.inference.token_fit import fit_token_need
+from consort.inference.white_box import states_of, vocabulary_of
 from consort.types import LM, Answer, Message, Request
 from tests.gateway.live import live
+from tests.inference.test_token_model import lessons
+from tests.inference.test_token_states import with_states
 
 EDGE = ServedModel(name="edge", model="zoo:edge-llama", answers=1, context_tokens=128)
 CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, context_tokens=128)
@@ -78,6 +86,37 @@ def test_what_cannot_defer_is_told_before_anything_listens(served, change, cloud
     models = [served[0], load_lm(FAR, CPU) if cloud == FAR else served[1]]
     with pytest.raises(ConfigError, match=words):
         deferral_of(config, models, has_cloud=cloud is not None, sessions=sessions)
+
+
+def test_a_scorer_that_reads_states_is_served_with_the_model_it_learned_from(tmp_path: Path, served) -> None:
+    """Told before anything listens where the edge shows no states, or other weights' states."""
+    cloud, seeing = load_lm(CLOUD, CPU, sessions=2), load_lm(EDGE, CPU, sessions=2, shows_states=True)
+    file = tmp_path / "scorer"
+    config = ServeConfig(strategy="defer", token_scorer=str(file), llm_share=0.5)
+    assert shows_states(config)
+    assert not shows_states(ServeConfig())
+
+    taught = with_states(lessons(20), 0, width=96)
+    elsewhere = fit_token_need(taught, vocabulary_of(seeing), states_sha256="elsewhere")
+    assert elsewhere.states is not None
+    save_token_need(elsewhere, file)
+    for edge, words in ((served[0], "shows none"), (seeing, "weights elsewhere, and the edge")):
+        with pytest.raises(ConfigError, match=words):
+            deferral_of(config, [edge, cloud], has_cloud=True, sessions=2)
+    own = replace(elsewhere.states, sha256=states_of(seeing))
+    save_token_need(replace(elsewhere, states=own), file)
+
+    async def work() -> None:
+        async with live(tmp_path, edges=[seeing], cloud=cloud) as here:
+            here.service.deferral = deferral_of(config, [seeing, cloud], has_cloud=True, sessions=2)
+            status, body = await here.ask(model="consort/defer", max_tokens=16, consort={"receipt": True})
+            assert (status, body["consort"]["receipt"]["notes"][0]["event"]) == (200, "written")
+        # and `consort serve` opens its edge so that it shows them
+        state = str(tmp_path / "state")
+        serve = replace(config, edges=(EDGE,), cloud=CLOUD, state=state, sessions=1)
+        await close(open_service(Config(serve=serve, runtime=CPU)))
+
+    asyncio.run(work())
 
 
 def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:

@@ -39,6 +39,12 @@ class Network(Protocol):
     slots: int
     positions: int
     branches: bool  # whether trees may be more than chains
+    shows_states: bool  # whether passes leave `states`, where it can; set before the first one
+
+    @property
+    def states(self) -> Logits | None:
+        """What the head made the last pass's logits from, [rows, D] or [tokens, D] as they are."""
+        ...
 
     def read(
         self,
@@ -78,6 +84,7 @@ class Row:
     pause_at: int | None = None  # tokens of `written`, from which on it waits to be told further
     drafted: int = 0  # tokens of drafts that were looked at
     foreseen: int = 0  # of those, the answer's
+    states: Logits | None = None  # hidden, before the head, where its latest logits come from, if shown
 
     @property
     def writes(self) -> bool:
@@ -262,6 +269,10 @@ class Batch:
         logits_NV = self.network.read(pieces, slots=slots, starts=[row.filled for row in rows], every=every)
         for row, piece in zip(rows, pieces, strict=True):
             row.filled += len(piece)
+        if self.network.states is not None:
+            counts = [len(piece) if every else 1 for piece in pieces]
+            for row, count, end in zip(rows, counts, accumulate(counts), strict=True):
+                row.states = self.network.states[end - count : end]
         return logits_NV[:, : self.vocabulary.size]  # a head may have more rows than there are tokens
 
     def _chosen(self, rows: Sequence[Row], logits_RV: Logits) -> list[Token]:

@@ -38,6 +38,8 @@ class LeanNetwork:
     """A decoder with a cache of `slots` texts of up to `positions` tokens each."""
 
     branches = True
+    shows_states = False
+    states: Tensor | None = None
 
     def __init__(self, decoder: Decoder, *, slots: int, positions: int) -> None:
         self.decoder, self.slots, self.positions = decoder, slots, positions
@@ -83,6 +85,8 @@ class LeanNetwork:
         x_ND = room.normed(self.decoder.final_norm)
         if every and min(lengths) < width:
             x_ND = x_ND[torch.cat([row * width + torch.arange(n) for row, n in enumerate(lengths)])]
+        if self.shows_states:
+            self.states = x_ND.clone()  # a later pass computes where they lie
         head = self.decoder.head
         return head.into(x_ND.new_empty(len(x_ND), head.weight.shape[1]), x_ND)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 from consort.errors import ContextFullError, ModelError
@@ -18,7 +19,7 @@ from consort.models.decoding.batch import Batch, Network, Row, Token, top_k
 from consort.models.decoding.drafting import Growing
 from consort.models.decoding.engine import Engine, Listener
 from consort.models.decoding.prompt import Reader, begun_text, prompt_ids
-from consort.models.decoding.sampling import Logits, Sampling
+from consort.models.decoding.sampling import Logits, Sampling, float64
 from consort.models.decoding.text import TextWriter
 from consort.models.drafts import is_sound
 from consort.types import Capability, Chunk, Draft, Request, TokenLogprob, TopK, Usage, Written
@@ -45,13 +46,17 @@ class Decodable(Reader, Protocol):
         """Called first in the thread that will compute."""
         ...
 
+    def states_sha256(self) -> str:
+        """Names the weights that make the hidden states its networks show; empty where they show none."""
+        ...
+
 
 class LocalLM:
     """A model on this machine (`types.TokenLM`).
 
     Up to `answers` requests are written at once, others wait; up to `sessions` are open at once. Memory is
     taken for both when it is opened: a cache of `context_tokens` each. `alternatives` is the K of a session's
-    distributions.
+    distributions, which `shows_states` gives the hidden states too, where the model has them to show.
     """
 
     capabilities: frozenset[Capability] = frozenset({"logprobs", "text_completion", "drafts"})
@@ -64,20 +69,27 @@ class LocalLM:
         sessions: int = 4,
         context_tokens: int = 4096,
         alternatives: int = 64,
+        shows_states: bool = False,
     ) -> None:
         self.name, self.model, self.tokenizer = model.name, model, model.vocabulary
         self.context_tokens = min(context_tokens, model.context_tokens)
-        self._alternatives = alternatives
+        self._alternatives, self._shows_states = alternatives, shows_states
         self._news: dict[asyncio.AbstractEventLoop, list[tuple[Heard, News]]] = {}
         self._closed = False
 
         def open_batch() -> Batch:
             network = model.open_network(slots=answers + sessions, positions=self.context_tokens)
+            network.shows_states = shows_states
             return Batch(network, model.vocabulary)
 
         self._engine = Engine(
             open_batch, answers=answers, enter_thread=model.enter_thread, after_step=self._deliver
         )
+
+    @property
+    def states_sha256(self) -> str:
+        """Names the weights that make its sessions' hidden states; empty where they show none."""
+        return self.model.states_sha256() if self._shows_states else ""
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Answer piece by piece; ModelError where the request cannot be answered."""
@@ -119,7 +131,7 @@ class LocalLM:
     def open(self, request: Request) -> tuple[LocalSession, TopK]:
         """Read the request; returns the session and the distribution of the first token of the answer."""
         session, logits = self.hold(request)
-        return session, top_k(logits.result(), self._alternatives)
+        return session, session.tops(logits.result()[None])[0]
 
     def hold(self, request: Request) -> tuple[LocalSession, Future[Logits]]:
         """A session that begins to read the request now: close it also if it is not waited for."""
@@ -282,7 +294,14 @@ class LocalSession:
             )
         self._text[self._row.filled :] = ids
         logits: Future[Logits] = self._engine.extend(self._row, list(ids))
-        return [top_k(logits_V, self._alternatives) for logits_V in logits.result()]
+        return self.tops(logits.result())
+
+    def tops(self, logits_TV: Logits) -> list[TopK]:
+        """The distributions that the engine just answered with, and the states they are made from."""
+        tops = [top_k(logits_V, self._alternatives) for logits_V in logits_TV]
+        if self._row.states is None:
+            return tops
+        return [replace(top, state=state) for top, state in zip(tops, float64(self._row.states), strict=True)]
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last ids; not those of the request."""

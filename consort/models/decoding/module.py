@@ -65,10 +65,20 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         return self.filled - self.columns_BT.shape[1]
 
 
+def _unpadded(values_BTX: Tensor, lengths: Sequence[int], *, every: bool) -> Tensor:
+    """What belongs to each row's last token, or to every one, in float32."""
+    if not every:
+        last_B = torch.tensor(lengths, device=values_BTX.device) - 1
+        return values_BTX[torch.arange(len(lengths), device=values_BTX.device), last_B].float()
+    return torch.cat([row[:length] for row, length in zip(values_BTX.float(), lengths, strict=True)])
+
+
 class SlotNetwork:
     """A module whose rows share passes, with a cache of `slots` texts of up to `positions` tokens each."""
 
     branches = True
+    shows_states = False
+    states: Tensor | None = None
 
     def __init__(self, model: LocalModel, *, slots: int, positions: int) -> None:
         self.model, self.slots, self.positions = model, slots, positions
@@ -116,12 +126,11 @@ class SlotNetwork:
                 position_ids=positions_BT.clamp(max=self.positions - 1),
                 past_key_values=self._cache,
                 use_cache=True,
+                output_hidden_states=self.shows_states,
             )
-        if not every:
-            last_B = torch.tensor(lengths, device=device) - 1
-            last_BV: Tensor = output.logits[torch.arange(len(rows), device=device), last_B].float()
-            return last_BV
-        return torch.cat([row[:length] for row, length in zip(output.logits.float(), lengths, strict=True)])
+        if self.shows_states:
+            self.states = _unpadded(output.hidden_states[-1], lengths, every=every)
+        return _unpadded(output.logits, lengths, every=every)
 
     @torch.inference_mode()
     def swap(self, slot: int, other: int, num_tokens: int) -> None:
@@ -145,6 +154,8 @@ class RowNetwork:
     chains."""
 
     branches = False
+    shows_states = False
+    states: Tensor | None = None
 
     def __init__(self, model: LocalModel, *, slots: int, positions: int) -> None:
         self.model, self.slots, self.positions = model, slots, positions
@@ -163,11 +174,16 @@ class RowNetwork:
     ) -> Tensor:
         """As `batch.Network` says."""
         assert trees is None or all(map(is_chain, trees))
-        parts = []
+        parts, states = [], []
         for index, (row, slot, start) in enumerate(zip(rows, slots, starts, strict=True)):
             held = len(trees[index]) - len(row) if trees else 0
-            logits_TV = self._append(slot, start + held, row)
-            parts.append(logits_TV if every else logits_TV[-1:])
+            output = self._append(slot, start + held, row)
+            wanted = slice(-len(row) if every else -1, None)
+            parts.append(output.logits[0, wanted])
+            if self.shows_states:
+                states.append(output.hidden_states[-1][0, wanted])
+        if self.shows_states:
+            self.states = torch.cat(states).float()
         return torch.cat(parts).float()
 
     def swap(self, slot: int, other: int, num_tokens: int) -> None:
@@ -178,7 +194,7 @@ class RowNetwork:
     def keep(self, slot: int, start: int, nodes: Sequence[int]) -> None:
         """As `batch.Network` says: a chain lies where it belongs."""
 
-    def _append(self, slot: int, start: int, row: Sequence[int]) -> Tensor:
+    def _append(self, slot: int, start: int, row: Sequence[int]) -> Any:
         text, cache = self._texts[slot], self._caches[slot]
         if cache is None or start != len(
             text
@@ -191,8 +207,8 @@ class RowNetwork:
                 input_ids=torch.tensor([unread], device=self.model.device),
                 past_key_values=cache,
                 use_cache=True,
+                output_hidden_states=self.shows_states,
             )
         self._texts[slot] = [*text, *row]
         self._caches[slot] = getattr(output, "past_key_values", None)
-        logits_TV: Tensor = output.logits[0, -len(row) :]
-        return logits_TV
+        return output

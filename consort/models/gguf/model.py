@@ -54,6 +54,10 @@ class GgufModel:
             exact=self.exact,
         )
 
+    def states_sha256(self) -> str:
+        """It shows no hidden states."""
+        return ""
+
     def enter_thread(self) -> None:
         """Nothing to set: a network brings its own number of threads."""
 

@@ -25,6 +25,8 @@ class LlamaNetwork:
     """llama.cpp's cache of `slots` texts (`decoding.batch.Network`); each is one of its sequences."""
 
     branches = False
+    shows_states = False
+    states: NDArray[np.float32] | None = None  # never
 
     def __init__(self, weights: Weights, *, slots: int, positions: int, threads: int, exact: bool) -> None:
         self.slots, self.positions = slots, positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from consort.errors import ModelError
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel, generate
 from consort.types import Chunk, Message, Request, Tool
-from tests.tiny_models import escaped_spaces, tiny
+from tests.tiny_models import escaped_spaces, tiny, tune_somehow
 
 ASKED = Request((Message("user", "the clinic opens"),), max_tokens=20)
 
@@ -186,3 +187,38 @@ def test_sessions_are_bounded_and_do_not_keep_answers_waiting(lm):
     opened[0].close()
     lm.open(replace(ASKED, messages=(), prompt="error"))[0].close()
     assert text(asyncio.run(chunks(lm, ASKED))) == before
+
+
+def test_a_session_shows_the_states_of_its_own_text_only_where_asked(model):
+    """Two sessions extended at once: each distribution is its own state through the head."""
+    plain, shown = (
+        LocalLM(model, answers=1, sessions=2, context_tokens=128, shows_states=shows)
+        for shows in (False, True)
+    )
+    requests = [replace(ASKED, messages=(), prompt=prompt) for prompt in ("error 17", "the clinic opens at")]
+    weight, _ = model.head()
+    for lm in (plain, shown):
+        opened = [lm.open(request) for request in requests]
+        with ThreadPoolExecutor(2) as threads:
+            tails = list(threads.map(lambda one, ids: one[0].extend(ids), opened, ([5, 6, 7], [9])))
+        for (session, first), tail in zip(opened, tails, strict=True):
+            for top in (first, *tail):
+                if lm is plain:
+                    assert top.state is None
+                    continue
+                logits = torch.from_numpy(top.state).float() @ weight.T
+                logp = torch.log_softmax(logits[: model.vocabulary.size], -1)[top.ids]
+                assert torch.allclose(logp.double(), torch.from_numpy(top.logprobs), atol=1e-4)
+            session.close()
+        lm.close()
+    assert plain.states_sha256 == ""
+    assert shown.states_sha256 == model.states_sha256()
+
+
+def test_weights_are_named_by_what_computes_with_them():
+    """Another model, and the same with an adapter that learned something, show other states."""
+    tuned, plain = tiny(), tiny()
+    before = tuned.states_sha256()
+    assert before == plain.states_sha256() != tiny("gpt2").states_sha256()
+    tune_somehow(tuned)
+    assert tuned.states_sha256() != before

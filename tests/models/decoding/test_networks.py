@@ -62,6 +62,18 @@ def test_rows_of_different_lengths_read_together_are_each_read_alone(architectur
 
 
 @pytest.mark.parametrize(("architecture", "network"), CASES)
+def test_shown_states_are_what_the_head_makes_logits_from(architecture, network):
+    model = tiny(architecture)
+    opened = NETWORKS[network](model)
+    assert opened.states is None
+    opened.shows_states = True
+    weight, bias = model.head()
+    for every in (True, False):
+        logits = opened.read(TEXTS, slots=[0, 1, 2], starts=[0, 0, 0], every=every)
+        assert close(torch.nn.functional.linear(opened.states, weight, bias), logits)
+
+
+@pytest.mark.parametrize(("architecture", "network"), CASES)
 def test_pieces_slots_swaps_and_cuts_do_not_show(architecture, network):
     model = tiny(architecture)
     opened = NETWORKS[network](model)
