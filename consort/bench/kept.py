@@ -59,9 +59,13 @@ def keep_models(config: Config, run_dir: Path, *, llm: Mapping[str, FloatArray],
 def keep_proxies(config: Config, run_dir: Path, proxy_dir: Path, *, shared: Adapter, states: States) -> None:
     """The proxy's adapter as it travels in `adapters/proxy`, and each device's own in `proxies/NAME`."""
     base = str(proxy_dir.absolute()) if own_proxy(config) else config.proxy.model
+
+    def loaded() -> LocalModel:
+        return load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
+
+    save_adapter(loaded(), SHARED, run_dir / ADAPTERS / PROXY, base=base)
     for name, state in states.items():
-        proxy = load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
-        save_adapter(proxy, SHARED, run_dir / ADAPTERS / PROXY, base=base)
+        proxy = loaded()
         if state is not None:
             write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
         stack_adapters(proxy, [SHARED, DOMAIN], into=OWN)

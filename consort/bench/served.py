@@ -28,7 +28,8 @@ def served_here(config: Config) -> Config:
         return config
     edges = tuple(_tuned(device.name, device.slm) for device in config.devices)
     model = f"./{PROXY}" if own_proxy(config) else config.proxy.model
-    proxy = ServedModel(name=PROXY, model=model, adapter=f"./{ADAPTERS}/{PROXY}")
+    own = ServedModel(name=PROXY, model=model, adapter=f"./{ADAPTERS}/{PROXY}")
+    proxy = serve.proxy if serve.proxy.model else own
     cloud = _tuned(CLOUD, config.cloud)
     serve = replace(serve, edges=edges, cloud=cloud, proxy=proxy, scorer=serve.scorer or CONFIDENCE)
     return replace(config, serve=serve)

@@ -6,7 +6,7 @@ Opened, extended, rewound, closed. What other strategies read a far model by; sp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,20 +37,45 @@ class Caches:
     def __contains__(self, number: int) -> bool:
         return number in self._held
 
-    async def obey(self, number: int, said: Mapping[str, Any]) -> Payload:
-        """What is to be answered. RequestError, or the model's own error, where it cannot be done."""
-        if "hold" in said:
-            return await self._open(number, said)
-        cache = self._held.get(number)
+    def hold(self, number: int, said: Mapping[str, Any]) -> Callable[[], Awaitable[Payload]]:
+        """A new cache, held from now on, and how it is opened: that ends in what is to be answered.
+        RequestError, or the model's own error, where it cannot be."""
+        request, cache = request_of(said["hold"]), _Cache()
+        lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
+        self._held[number] = cache
+
+        async def opened() -> Payload:
+            if cache.is_closed:
+                raise RequestError("there is no such session")
+            opening = asyncio.create_task(asyncio.to_thread(lm.open, request))
+            # a thread cannot be cancelled: whoever stops waiting leaves a session that must still be freed
+            opening.add_done_callback(lambda done: self._kept(cache, done))
+            try:
+                _, first = await asyncio.shield(opening)
+            except Exception:
+                if self._held.get(number) is cache:
+                    del self._held[number]
+                raise
+            return pack_rows([first])
+
+        return opened
+
+    def extend(self, number: int, said: Mapping[str, Any]) -> Callable[[], Awaitable[Payload]]:
+        """How a cache forgets and reads on. RequestError where it cannot."""
+        cache, ids, rewound = self._held.get(number), said.get("extend"), said.get("rewind", 0)
         if cache is None or cache.session is None:
             raise RequestError("there is no such session")
-        ids, rewound = said.get("extend"), said.get("rewind", 0)
         if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
             raise RequestError("a cache is extended by ids")
         if type(rewound) is not int:
             raise RequestError("a cache is rewound by a number of tokens")
-        async with cache.turn:
-            return pack_rows(await asyncio.to_thread(_extended, cache.session, ids, rewound))
+        session = cache.session
+
+        async def extended() -> Payload:
+            async with cache.turn:
+                return pack_rows(await asyncio.to_thread(_extended, session, ids, rewound))
+
+        return extended
 
     def drop(self, number: int) -> None:
         """Free a number's cache, also one that is still being opened."""
@@ -63,23 +88,6 @@ class Caches:
         """Free them all."""
         for number in list(self._held):
             self.drop(number)
-
-    async def _open(self, number: int, said: Mapping[str, Any]) -> Payload:
-        if number in self._held:
-            raise RequestError("this session is open")
-        request, cache = request_of(said["hold"]), _Cache()
-        lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
-        self._held[number] = cache
-        opening = asyncio.create_task(asyncio.to_thread(lm.open, request))
-        # a thread cannot be cancelled: whoever stops waiting leaves a session that must still be freed
-        opening.add_done_callback(lambda done: self._kept(cache, done))
-        try:
-            _, first = await asyncio.shield(opening)
-        except Exception:
-            if self._held.get(number) is cache:
-                del self._held[number]
-            raise
-        return pack_rows([first])
 
     def _kept(self, cache: _Cache, opened: asyncio.Task[tuple[Session, TopK]]) -> None:
         if not opened.cancelled() and opened.exception() is None:

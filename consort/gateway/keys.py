@@ -99,26 +99,30 @@ class Door:
         if not hmac.compare_digest(digest, key.sha256 or NOBODY):
             hint = "send `Authorization: Bearer KEY`; `consort keys add NAME` makes one"
             raise AccessError("this key is not known here" if authorization else "a key is needed", hint=hint)
-        self.admit(key)
+        self.check(key)
         return key
 
-    def admit(self, key: Key) -> None:
-        """One more request of a client who is in. AccessError where its key is not known any more, LimitError
-        beyond its limits."""
+    def check(self, key: Key, *, counts: bool = True) -> None:
+        """Whether a client who is in may ask for more, as a further request or within one. AccessError where
+        its key is not known any more, LimitError beyond its limits."""
         self._reread()
         if (self._keys or self.required) and key.sha256 not in self._keys:
             raise AccessError("this key is not known here any more")
-        self._count(key)
+        self._check_budget(key)
+        if counts:
+            self._count(key)
 
     def money_left(self, key: Key) -> float:
         """Of this month's budget."""
         return key.budget - self.spent.get(key.name, 0.0) if key.budget else float("inf")
 
-    def _count(self, key: Key) -> None:
+    def _check_budget(self, key: Key) -> None:
         if self.money_left(key) <= 0:
             error = LimitError("this key's budget for the month is spent", hint="raise it, or wait")
             error.code = "insufficient_quota"
             raise error
+
+    def _count(self, key: Key) -> None:
         if not key.per_minute:
             return
         now = self.clock()

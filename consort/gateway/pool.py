@@ -45,6 +45,7 @@ class Answering:
     listeners: int = 0
     parked_s: float = 0.0  # since when nobody listens
     drafts: int = 0
+    is_recorded: bool = False
 
     def leave(self) -> None:
         """One listener less."""
@@ -66,15 +67,17 @@ class Pool:
         self.bits = token_bits(self.vocabulary.size)
         self.answerings: OrderedDict[str, Answering] = OrderedDict()  # the longest untouched first
 
-    async def begin(self, said: Mapping[str, Any], key: Key) -> Answering:
-        """A new answer, or the one that the message names. LimitError where there is no room."""
-        known = self.known(said)
+    async def begin(self, said: Mapping[str, Any], key: Key) -> tuple[Answering, int]:
+        """A new answer, or the one that the message names; and how many of its tokens are known to whoever
+        asks. LimitError where there is no room."""
+        after = said.get("after")
+        known = unpack_ids(after, self.bits) if isinstance(after, bytes) else []
         held = self.answerings.get(str(said.get("session", "")))
         if held is not None and held.key == key and held.answer[: len(known)] == known:
             self.answerings.move_to_end(held.name)
-            return held
-        self.service.door.admit(key)
-        self._make_room()
+            return held, len(known)
+        self.service.door.check(key)
+        await self._make_room()
         request = request_of(said.get("open"))
         writing = await self.lm.write(request, after=known)
         answering = Answering(
@@ -82,12 +85,7 @@ class Pool:
         )
         self.answerings[answering.name] = answering
         answering.task = asyncio.create_task(self._write(answering))
-        return answering
-
-    def known(self, said: Mapping[str, Any]) -> list[int]:
-        """The answer's tokens that whoever asks has already."""
-        after = said.get("after")
-        return unpack_ids(after, self.bits) if isinstance(after, bytes) else []
+        return answering, len(known)
 
     async def end(self, answering: Answering) -> None:
         """Nobody wants the answer any more."""
@@ -95,14 +93,13 @@ class Pool:
         if answering.task is not None:
             answering.task.cancel()
             await asyncio.gather(answering.task, return_exceptions=True)
+            await self._end(answering, "client_left")  # a task that never began ends nothing itself
 
-    def _make_room(self) -> None:
-        for name, held in list(self.answerings.items()):
+    async def _make_room(self) -> None:
+        for held in list(self.answerings.values()):
             old = time.monotonic() - held.parked_s > PARKED_S
             if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
-                del self.answerings[name]
-                if held.task is not None:
-                    held.task.cancel()
+                await self.end(held)
         if len(self.answerings) >= self._room:
             error = LimitError(f"all {self._room} sessions are taken", hint="try again in a moment")
             error.http_status = 503
@@ -125,6 +122,12 @@ class Pool:
             if answering.error is not None:
                 outcome = outcome_of(answering.error)
             answering.news.set()
+            await self._end(answering, outcome)
+
+    async def _end(self, answering: Answering, outcome: str) -> None:
+        """Free the model and write down what was taken, once."""
+        if not answering.is_recorded:
+            answering.is_recorded = True
             await answering.writing.close()
             note = {"strategy": "verify", "event": "drafted", "messages": answering.drafts}
             tokens = answering.writing.prompt_tokens, len(answering.answer) - answering.first

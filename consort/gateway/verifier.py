@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from consort.errors import ConsortError, RequestError
@@ -101,18 +101,14 @@ class _Connection:
         if "open" in said:
             await self._open(number, said)
             return
-        if "hold" in said:
-            self._pool.service.door.admit(self._key)
-        self._background(self._cached(number, said), number)  # nobody's drafts wait for it
-
-    async def _cached(self, number: int, said: Mapping[str, Any]) -> None:
-        await self._say(number, await self._caches.obey(number, said))
+        self._pool.service.door.check(self._key, counts="hold" in said)
+        reading = self._caches.hold if "hold" in said else self._caches.extend
+        self._background(reading(number, said), number)  # nobody's drafts wait for it
 
     async def _open(self, number: int, said: Mapping[str, Any]) -> None:
-        answering = await self._pool.begin(said, self._key)
+        answering, known = await self._pool.begin(said, self._key)
         answering.listeners += 1
         self._answerings[number] = answering
-        known = len(self._pool.known(said))
         await self._say(number, {"session": answering.name, "prompt_tokens": answering.writing.prompt_tokens})
         self._tellers[number] = asyncio.create_task(self._tell(number, answering, known))
 
@@ -120,7 +116,9 @@ class _Connection:
         """Say what is written as it is written."""
         with contextlib.suppress(OSError):
             while True:
-                answering.news.clear()
+                while told == len(answering.answer) and not answering.ended:
+                    answering.news.clear()
+                    await answering.news.wait()
                 fresh = answering.answer[told:]
                 told += len(fresh)
                 if len(fresh) == 1:
@@ -133,7 +131,6 @@ class _Connection:
                 if answering.finish is not None and told == len(answering.answer):
                     await self._say(number, {"finish": answering.finish})
                     return
-                await answering.news.wait()
 
     def _draft(self, number: int, data: bytes) -> None:
         """A draft for an answer that may have ended meanwhile. One that cannot be read is no worse than none:
@@ -160,11 +157,11 @@ class _Connection:
                 await self._pool.end(answering)
         self._caches.drop(number)
 
-    def _background(self, work: Coroutine[Any, Any, None], number: int) -> None:
+    def _background(self, work: Callable[[], Awaitable[Payload]], number: int) -> None:
         async def obeyed() -> None:
             with contextlib.suppress(OSError):
                 try:
-                    await work
+                    await self._say(number, await work())
                 except ConsortError as error:
                     await self._refuse(number, error)
 

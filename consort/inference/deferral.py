@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from consort.align import Vocabulary
-from consort.errors import ModelError
+from consort.errors import ModelError, UpstreamError
 from consort.inference.duet import Choice, Duet
 from consort.inference.reading import Reader
 from consort.inference.share import Share
@@ -35,12 +35,13 @@ def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S, at
     room = asyncio.Semaphore(at_once)
 
     async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-        if consort.cloud is None:
+        large = await _cloud_of(consort)
+        if large is None:
             async with Closing(edge(request, consort)) as stream:
                 async for chunk in stream:
                     yield chunk
             return
-        small, large = [await reached(lm, where="defer") for lm in (first_edge(consort), consort.cloud)]
+        small = await reached(first_edge(consort), where="defer")
         for lm in (small, large):
             refuse_lacking(lm, request)
         async with room:
@@ -54,6 +55,15 @@ def defer(scorer: TokenScorer, share: Share, *, silence_s: float = SILENCE_S, at
                 consort.note(turn.note(share))
 
     return strategy
+
+
+async def _cloud_of(consort: Consort) -> TokenLM | None:
+    """The cloud's model; None where there is none, or none that is there now."""
+    try:
+        return None if consort.cloud is None else await reached(consort.cloud, where="defer")
+    except UpstreamError as error:
+        consort.note(Note("defer", "cloud_failed", {"code": error.code}))
+        return None
 
 
 class _Turn:

@@ -142,7 +142,7 @@ class Pace:
     def shape_in_turn(self, room: int) -> DraftShape:
         """How far the next draft goes, for which the verifier waits; no further than `room` tokens."""
         token_s, plain_s = self.growth.token_s, self.plain.token_s
-        least = UNMEASURED if token_s is None or plain_s is None else token_s / plain_s
+        least = UNMEASURED if token_s is None or not plain_s else token_s / plain_s
         least = min(SUREST, max(LEAST, least))
         return DraftShape(depth=min(IN_TURN, room), width=1, least=least, spread=self.spread)
 

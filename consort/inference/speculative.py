@@ -133,10 +133,13 @@ class _Run:
             before_s, self.pieces = now_s, self.pieces + 1
             if not written.ids and written.finish_reason is None:
                 self._forget()
-            authors, struck = self._take(written.ids)
-            shown = [
-                (text.write(token)[0], author) for token, author in zip(written.ids, authors, strict=True)
-            ]
+            pieces = []
+            for token in written.ids:
+                pieces.append(text.write(token)[0])
+                if text.stopped:
+                    break
+            authors, struck = self._take(written.ids[: len(pieces)])
+            shown = list(zip(pieces, authors, strict=True))
             finish: FinishReason | None = "stop" if text.stopped else written.finish_reason
             if finish is not None and not text.stopped:
                 shown.append((text.end()[0], self.cloud))
@@ -269,8 +272,11 @@ class _Run:
         self.drafted += len(draft.ids)
         along = [1.0, *(chances[node] for node in first_path(draft))]
         self.chances += [after / before for before, after in pairwise(along)]
-        if surplus := len(self.chances) - len(self._path()):  # the answer has gone on meanwhile
-            del self.chances[:surplus]
+        surplus = len(self.chances) - len(self._path())
+        if surplus >= 0:
+            del self.chances[:surplus]  # the answer has gone on meanwhile
+        else:  # along a branch that is longer than the first path
+            self._go_another_way()
         return True
 
     def _path(self) -> list[int]:

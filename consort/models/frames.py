@@ -23,6 +23,7 @@ Payload: TypeAlias = "Mapping[str, Any] | bytes | int | None"
 CONTROL = 0  # the session number of what concerns the connection: a number comes back as it is
 MAX_BYTES = 4 << 20  # of a message
 OTHER_TOKENIZER = "other_tokenizer"  # the error's code where a session is opened for one that is not served
+MOST_IDS = 1 << 18  # of an answer that goes on
 _BEGINS_BITS, _CHAIN_BITS = 8, 1
 
 
@@ -61,9 +62,13 @@ def pack_ids(ids: Sequence[int], bits: int) -> bytes:
 
 
 def unpack_ids(data: bytes, bits: int) -> list[int]:
-    """What `pack_ids` packed."""
-    reader = _Reader(data)
-    return [reader.take(bits) for _ in range(8 * len(data) // bits)]
+    """What `pack_ids` packed. RequestError for more than any context holds."""
+    count = 8 * len(data) // bits
+    if count > MOST_IDS:
+        raise RequestError(f"more than {MOST_IDS} tokens at once")
+    fields_IB = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits).reshape(count, bits)
+    ids: list[int] = (fields_IB @ (1 << np.arange(bits, dtype=np.int64)[::-1])).tolist()
+    return ids
 
 
 def pack_draft(begins: int, draft: Draft, bits: int) -> bytes:
@@ -80,6 +85,8 @@ def pack_draft(begins: int, draft: Draft, bits: int) -> bytes:
 
 def unpack_draft(data: bytes, bits: int, *, written: int) -> tuple[int, Draft]:
     """What `pack_draft` packed, when `written` tokens of the answer are known. RequestError if it is none."""
+    if 8 * len(data) > 64 * (MOST_NODES + 1):  # no node takes more bits
+        raise RequestError("too large a draft")
     reader = _Reader(data)
     if reader.left < _BEGINS_BITS + _CHAIN_BITS:
         raise RequestError("a draft without a place")

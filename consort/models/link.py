@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from consort.errors import ConsortError, RequestError, UpstreamError
+from consort.errors import ConsortError, ContextFullError, RequestError, UpstreamError
 from consort.models.frames import CONTROL, OTHER_TOKENIZER, Payload, frame_bytes, pack, unpack
 
 PING_S = 0.1  # without a word, then the other end is asked whether it is there
@@ -29,17 +29,19 @@ class OtherTokenizerError(UpstreamError):
 
 
 class Link:
-    """An open connection."""
+    """An open connection; opening it took `rtt_s`, which is measured from then on. `lost_s`: since when a
+    broken one is missed."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, *, rtt_s: float) -> None:
         self.broken = False
-        self.rtt_s = 0.0
-        self.heard_s = time.monotonic()
+        self.rtt_s = rtt_s
+        self.lost_s = 0.0
+        self._heard_s = time.monotonic()
         self._socket = socket
         self._numbers = itertools.count(1)
         self._heard: dict[int, asyncio.Queue[Payload | UpstreamError]] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self._pinged_s = 0.0
+        self._pinged_s: float | None = None  # of the ping that is not answered yet
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
 
     def session(self) -> tuple[int, asyncio.Queue[Payload | UpstreamError]]:
@@ -57,9 +59,10 @@ class Link:
         return frame_bytes(len(data), masked=True)
 
     def ping(self) -> None:
-        """Measure the round trip."""
-        self._pinged_s = time.monotonic()
-        self.say(CONTROL, 1)
+        """Measure the round trip, if it is not being measured."""
+        if self._pinged_s is None:
+            self._pinged_s = time.monotonic()
+            self.say(CONTROL, 1)
 
     def forget(self, session: int) -> None:
         """Nothing is heard of a session any more; the cloud may free it."""
@@ -101,25 +104,29 @@ class Link:
                     payload = await heard.get()
                 break
             except TimeoutError:
-                if time.monotonic() - self.heard_s > max(SILENT_S, 2.5 * self.rtt_s):
-                    self._break()
-                else:
-                    self.ping()
+                self.ping()
+                assert self._pinged_s is not None, "asked just now, or before"
+                silent_s = time.monotonic() - max(self._heard_s, self._pinged_s)
+                if silent_s > max(SILENT_S, 2.5 * self.rtt_s):
+                    self._break(noticed_s=self._pinged_s)
         if isinstance(payload, UpstreamError):
             raise payload
         return payload
 
     def _hear(self, session: int, payload: Payload) -> None:
-        self.heard_s = time.monotonic()
+        self._heard_s = time.monotonic()
         if session == CONTROL:
-            self.rtt_s = time.monotonic() - self._pinged_s
+            if self._pinged_s is not None:
+                self.rtt_s, self._pinged_s = self._heard_s - self._pinged_s, None
         elif (heard := self._heard.get(session)) is not None:
             heard.put_nowait(payload)
 
-    def _break(self) -> None:
+    def _break(self, *, noticed_s: float | None = None) -> None:
         if self.broken:
             return
         self.broken = True
+        noticed_s = time.monotonic() if noticed_s is None else noticed_s
+        self.lost_s = max(self._heard_s, noticed_s - PING_S)
         for heard in self._heard.values():
             heard.put_nowait(_broken())
         for task in self._tasks:
@@ -129,11 +136,12 @@ class Link:
 
 def error_of(error: Mapping[str, Any], name: str) -> ConsortError:
     """An error that the cloud told us: the request's own, or the cloud's."""
-    code = error.get("code")
-    kind: type[ConsortError] = RequestError if code == RequestError.code else UpstreamError
-    if code == OTHER_TOKENIZER:
-        kind = OtherTokenizerError
-    return kind(str(error.get("message", "failed"))[:300], where=name)
+    kinds: dict[object, type[ConsortError]] = {
+        RequestError.code: RequestError,
+        ContextFullError.code: ContextFullError,
+        OTHER_TOKENIZER: OtherTokenizerError,
+    }
+    return kinds.get(error.get("code"), UpstreamError)(str(error.get("message", "failed"))[:300], where=name)
 
 
 def _broken() -> BrokenError:

@@ -63,11 +63,14 @@ class RemoteSession:
     async def _lasting(self, ids: list[int]) -> Payload:
         """Ask, over another connection where one breaks, until it is too late."""
         if self._link is None:
-            return await self._opened()
+            try:
+                return await self._opened()
+            except BrokenError:  # one that stood idle, perhaps: another is opened
+                return await self._opened()
         try:
             return await self._link.ask({"extend": ids, "rewind": self._rewound})
         except BrokenError:
-            until_s = self._link.heard_s + self._verifier.resume_s
+            until_s = self._link.lost_s + self._verifier.resume_s
         while True:
             try:
                 async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
@@ -109,9 +112,9 @@ class _Numbered:
         self._number, self._heard = link.session()
 
     @property
-    def heard_s(self) -> float:
-        """When the connection's other end was last heard."""
-        return self._link.heard_s
+    def lost_s(self) -> float:
+        """Since when the connection, which is broken, is missed."""
+        return self._link.lost_s
 
     async def ask(self, payload: Payload) -> Payload:
         """Say it and hear the answer. BrokenError, or what the cloud refuses it with."""

@@ -131,7 +131,7 @@ class RemoteWriting:
     async def _resume(self) -> None:
         """Open the session again, until it is too late."""
         assert self._link is not None
-        until_s = self._link.heard_s + self._verifier.resume_s
+        until_s = self._link.lost_s + self._verifier.resume_s
         self.resumed += 1
         while True:
             try:

@@ -8,6 +8,7 @@ the same tokens. What needs no drafts goes over HTTP, as to any endpoint. Drafts
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -91,6 +92,7 @@ class Verifier(Remote):
 
     async def _opened_link(self) -> Link:
         url = "ws" + self._base_url.removeprefix("http") + "/sessions"
+        began_s = time.monotonic()
         try:
             socket = await self._client().ws_connect(
                 url, max_msg_size=MAX_BYTES, compress=0, heartbeat=20.0, autoping=True
@@ -101,7 +103,7 @@ class Verifier(Remote):
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._failed(f"cannot be reached ({type(error).__name__})") from None
-        return Link(socket)
+        return Link(socket, rtt_s=time.monotonic() - began_s)
 
     async def _fetched_tokenizer(self) -> Vocabulary:
         try:

@@ -28,9 +28,9 @@ from consort.models.remote import Endpoint
 from consort.models.verifier import Verifier
 from consort.training.adapters import OWN, add_lora
 from consort.training.peft_directory import save_adapter
-from consort.types import Chunk, Consort, Message, Request, Strategy
+from consort.types import Chunk, Consort, Message, Note, Request, Strategy
 from tests.gateway.live import Live, live
-from tests.inference.test_speculative import text
+from tests.inference.test_speculative import slow, text
 from tests.tiny_models import escaped_spaces, tiny
 
 ASKED = Request((Message("user", "the clinic opens at"),), max_tokens=20)
@@ -115,6 +115,52 @@ def test_what_is_read_along_is_written_down_where_it_is_read(tmp_path):
             assert (row.strategy, row.outcome, row.notes[0]["event"]) == ("verify", "done", "read")
             assert row.prompt_tokens > 0
             assert 0 < row.completion_tokens <= ASKED.max_tokens
+
+    asyncio.run(work())
+
+
+def test_a_slow_model_behind_an_idle_connection_is_waited_for(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier, _):
+            slow(lm, 0.3)  # longer than a connection may be silent
+            await verifier.connect()
+            link = await verifier.link()
+            await asyncio.sleep(0.5)
+            session, _top = await asyncio.to_thread(verifier.open, ASKED)
+            await asyncio.sleep(0.5)
+            assert len(await asyncio.to_thread(session.extend, [7, 8])) == 2
+            session.close()
+            assert await verifier.link() is link
+
+    asyncio.run(work())
+
+
+def test_a_context_that_is_full_ends_the_answer_there_as_here(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier, _):
+            asked = Request((Message("user", "the clinic opens at " * 11),), max_tokens=500)
+            reasons = set()
+            for seed in range(4):
+                request = replace(asked, temperature=1.0, seed=seed)
+                near, far_ = [await answered(mixed(), request, cloud) for cloud in (lm, verifier)]
+                assert text(near) == text(far_)
+                assert near[-1].finish_reason == far_[-1].finish_reason
+                reasons.add(near[-1].finish_reason)
+            assert "length" in reasons
+
+    asyncio.run(work())
+
+
+def test_where_no_cloud_can_be_reached_the_edge_answers_alone():
+    async def work() -> None:
+        notes: list[Note] = []
+        verifier = Verifier(Endpoint("cloud", "http://127.0.0.1:9/v1", "llama"))
+        edge = small("gpt2", "edge")
+        stream = deferred()(ASKED, Consort((edge,), verifier, notes.append))
+        found = [chunk async for chunk in stream]
+        assert text(found) == text([chunk async for chunk in edge.stream(ASKED)])
+        assert [note.event for note in notes] == ["cloud_failed"]
+        await verifier.close()
 
     asyncio.run(work())
 

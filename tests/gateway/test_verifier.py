@@ -24,6 +24,7 @@ from consort.models.decoding.lm import LocalLM
 from consort.models.drafts import chain
 from consort.models.frames import pack, pack_draft, request_map, token_bits, unpack
 from consort.models.remote import Endpoint
+from consort.models.remote_writing import RemoteWriting
 from consort.models.verifier import Verifier
 from consort.types import Consort, Draft, Message, Note, Request
 from tests.gateway.live import Live, live
@@ -334,6 +335,43 @@ def test_a_cache_whose_holder_left_while_it_was_read_is_freed(tmp_path):
             async with asyncio.timeout(5):
                 while lm._engine._held:
                     await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+
+
+def test_whoever_closes_what_was_just_opened_leaves_nothing(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path, sessions=2) as (here, lm, _), aiohttp.ClientSession() as http:
+            vocabulary = {"vocabulary": lm.tokenizer.sha256[:16]}
+            async with http.ws_connect(here.url + "/v1/sessions") as socket:
+                for number in range(1, 5):
+                    await socket.send_bytes(pack(number, {"hold": request_map(ASKED)} | vocabulary))
+                    await socket.send_bytes(pack(number, None))
+                    await socket.send_bytes(pack(100 + number, {"open": request_map(ASKED)} | vocabulary))
+                    await socket.send_bytes(pack(100 + number, None))
+                async with asyncio.timeout(5):
+                    while len(here.service.recent) < 4 or lm._engine._held or lm._engine._batch.rows:
+                        await asyncio.sleep(0.01)
+            assert [row.outcome for row in here.service.recent if row.completion_tokens == 0]
+            assert not here.service.pool.answerings
+
+    asyncio.run(work())
+
+
+def test_all_who_hear_one_answer_hear_it_to_its_end(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, lm, verifier):
+            alone = await tokens(await lm.write(ASKED))
+            slow(lm)
+            other = Verifier(Endpoint("cloud", here.url + "/v1", "llama"))
+            first, second = await verifier.write(ASKED), RemoteWriting(other, ASKED, [])
+            await first._hear_taken()
+            second._token = first._token
+            await second.ask()
+            async with asyncio.timeout(10):
+                assert await asyncio.gather(tokens(first), tokens(second)) == [alone, alone]
+            assert len(here.service.recent) == 1
+            await other.close()
 
     asyncio.run(work())
 

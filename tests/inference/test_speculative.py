@@ -228,6 +228,39 @@ def test_a_drafter_s_tokens_are_its_own_and_what_was_struck_is_told(slow_cloud):
     assert notes[0].values["accepted"] < notes[0].values["drafted"]
 
 
+class Sideways(Hostile):
+    """Knows the answer, and drafts it as the longer of two branches, while the answer goes on."""
+
+    def __init__(self, answer: Sequence[int]) -> None:
+        super().__init__()
+        self.answer = list(answer)
+
+    async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
+        right = self.answer[len(answer) : len(answer) + 12]
+        await asyncio.sleep(0.025)  # two or three tokens of the slow cloud
+        ids = ((right[0] + 1) % 300, *right) if right else ()
+        return Draft(ids, (-1, -1, *range(1, len(ids) - 1))[: len(ids)]), (0.9,) * len(ids)
+
+
+def test_an_answer_may_take_the_longer_branch_while_it_is_drafted(slow_cloud):
+    async def ids() -> list[int]:
+        writing = await slow_cloud.write(REQUESTS[4])
+        return [token async for piece in writing.written() for token in piece.ids]
+
+    notes = check(slow_cloud, Sideways(asyncio.run(ids())), [REQUESTS[4]])
+    assert notes[0].values["off"] == ""
+
+
+def test_what_was_foreseen_behind_a_stop_sequence_is_not_counted(slow_cloud):
+    whole = text(asyncio.run(_alone(slow_cloud, REQUESTS[4])))
+    request = replace(REQUESTS[4], stop=(whole[len(whole) // 2 :][:2],))
+    alone = asyncio.run(_alone(slow_cloud, request))
+    chooser = speculate(lambda _: (drafting(tiny("llama"), slow_cloud), eager()))
+    chunks, _ = asyncio.run(answered(chooser, slow_cloud, request))
+    assert text(chunks) == text(alone)
+    assert chunks[-1].usage == alone[-1].usage
+
+
 def test_whoever_leaves_frees_the_answer_and_the_drafter(cloud):
     lm = LocalLM(tiny("llama"), answers=1, sessions=1, context_tokens=128)
     drafter = ModelDrafter(lm, cloud.tokenizer)

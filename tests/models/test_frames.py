@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from consort.errors import RequestError
 from consort.models.drafts import is_sound
 from consort.models.frames import (
+    MAX_BYTES,
     frame_bytes,
     pack,
     pack_draft,
@@ -59,6 +60,13 @@ def test_ids_come_back_in_few_bits(size, data):
     packed = pack_ids(ids, bits)
     assert unpack_ids(packed, bits) == ids
     assert len(packed) <= 1 + len(ids) * bits // 8
+
+
+def test_more_than_any_answer_or_draft_is_refused():
+    with pytest.raises(RequestError, match="tokens at once"):
+        unpack_ids(bytes(MAX_BYTES), 8)
+    with pytest.raises(RequestError, match="too large"):
+        unpack_draft(bytes(MAX_BYTES), 8, written=0)
 
 
 @given(drafts(), SIZES, st.integers(0, 3000), st.integers(-100, 100))

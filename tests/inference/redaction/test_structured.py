@@ -73,3 +73,9 @@ def test_spans_lie_inside_any_text(text: str) -> None:
 def test_no_text_takes_more_than_linear_time(text: str) -> None:
     """Ten thousand characters that almost match something: a backtracking expression would not come back."""
     structured(text)
+
+
+@pytest.mark.parametrize("space", [chr(code) for code in range(0x3001) if chr(code).isspace()])
+def test_a_number_is_named_across_every_kind_of_space(space):
+    text = f"passport number:{space}X1234567"
+    assert [text[span.start : span.end] for span in disjoint(text, structured(text))] == ["X1234567"]
