@@ -117,14 +117,17 @@ def _draw_points(axes: Axes, points: Sequence[Point], *, priced: bool) -> None:
         )
         cell = (round(_CELLS * at / widest) if widest else 0, round(_CELLS * quality))
         names.setdefault(cell, []).append(point)
-    for number, together in enumerate(names.values()):
-        first = together[0]
+    firsts = [together[0] for together in names.values()]
+    for first, together in zip(firsts, names.values(), strict=True):
         at_right = widest > 0 and place(first) > 0.6 * widest
+        # of two points near each other the upper one has its name above
+        beside = [other for other in firsts if abs(place(other) - place(first)) < 0.15 * widest]
+        under = [other for other in beside if 0 < first.quality.mean - other.quality.mean < 0.1]
         axes.annotate(
             ", ".join(point.name for point in together),
             (place(first), first.quality.mean),
             textcoords="offset points",
-            xytext=(-7 if at_right else 7, 6 if number % 2 else -12),
+            xytext=(-7 if at_right else 7, 6 if under else -12),
             ha="right" if at_right else "left",
             fontsize=8,
         )
