@@ -185,8 +185,11 @@ class WireVerifier(Verifier):
         self._cloud, self.tokenizer, self.is_stale = cloud, lm.tokenizer, False
 
     async def _opened_link(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
-            return Connection(await self._cloud.dial())  # type: ignore[arg-type]
+            socket = await self._cloud.dial()
+            return Connection(socket, rtt_s=loop.time() - began_s)  # type: ignore[arg-type]
         except OSError as error:
             raise self._failed(f"cannot be reached ({type(error).__name__})") from None
 
@@ -196,7 +199,9 @@ class Recorder:
     """The part of `Service` that a pool needs; keeps what was recorded."""
 
     config: SimpleNamespace
-    door: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(admit=lambda key: None))
+    door: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(check=lambda key, counts=True: None)
+    )
     rows: int = 0
 
     def record(self, row: object) -> None:
