@@ -7,7 +7,8 @@ const size = (b) => b < 1000 ? `${b} B` : b < 1e6 ? `${(b / 1e3).toFixed(1)} kB`
 const money = (m) => m === 0 ? "0" : m < 1 ? m.toPrecision(2) : m.toFixed(2);
 const kinds = (counts) => Object.entries(counts).map(([kind, n]) => `${n} ${kind.replaceAll("_", " ")}`).join(", ");
 const decisions = (notes) => notes.filter((n) => n.strategy !== "redact")
-  .map((n) => `${n.strategy} ${n.event}` + (n.score == null ? "" : ` at ${n.score.toFixed(2)}`));
+  .map((n) => `${n.strategy} ${n.event}` + (n.score == null ? "" : ` at ${n.score.toFixed(2)}`)
+    + (n.drafted ? `, ${n.accepted} of ${n.drafted} tokens accepted` : ""));
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
 // ---- authors: one colour and one kind of line each, in the order of the models
@@ -147,8 +148,7 @@ function legend(spans) {
 function receipt(r) {
   legend(r.spans);
   const hidden = kinds(r.redactions);
-  const drafts = r.notes.filter((note) => note.drafted).map((note) => `${note.accepted} of ${note.drafted} drafted tokens accepted`);
-  $("told").textContent = [...decisions(r.notes), ...drafts, ...(hidden ? [`${hidden} hidden`] : []),
+  $("told").textContent = [...decisions(r.notes), ...(hidden ? [`${hidden} hidden`] : []),
     `${r.edge_tokens} tokens at the edge`, `${r.cloud_tokens} in the cloud`, `${size(r.cloud_bytes)} sent there`,
     seconds(r.latency_s)].join(", ");
 }
