@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import real_data
-from provenance import commit, hardware
+from provenance import hardware
 
 from consort.bench.metrics import Score
 
@@ -49,8 +49,10 @@ NONE = "–"
 
 def write(scores: Path, results: Path) -> None:
     """Read every arm's results, write co_tuning.json and co_tuning.md."""
-    summary = summarise(read_runs(scores))
-    text = page(summary, measured=f"commit {commit()}; {hardware()}")
+    runs = read_runs(scores)
+    summary = summarise(runs)
+    commits = sorted({str(run["commit"]) for arm in runs.values() for run in arm})
+    text = page(summary, measured=f"arms run at commits {', '.join(commits)}; {hardware()}")
     results.mkdir(parents=True, exist_ok=True)
     (results / "co_tuning.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (results / "co_tuning.md").write_text(text, encoding="utf-8")

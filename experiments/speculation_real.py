@@ -63,7 +63,7 @@ class SlowNetwork:
     def __init__(self, network, step_s: float) -> None:
         self._network, self.step_s = network, step_s
         self.slots, self.positions = network.slots, network.positions
-        self.branches = network.branches
+        self.branches, self.states = network.branches, network.states
         self.keep, self.swap = network.keep, network.swap
 
     def read(self, *args, **kwargs):

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--demo", action="store_true", help="the demo's own configuration, with its data beside it"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
     parser.epilog = "example: consort init consort.toml"
 
 
@@ -56,9 +56,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "already exists", where=str(file), hint="give another name, or --force to overwrite it"
         )
+    data = file.parent.absolute() / "data"  # of the demo
+    if args.demo and data.exists() and not args.force:
+        what = "is where the demo's data would go, and there is something"
+        raise ConfigError(what, where=str(data), hint="write to another folder, or --force to overwrite it")
     file.parent.mkdir(parents=True, exist_ok=True)
     if args.demo:
-        data = file.parent.absolute() / "data"
         write_suite(data)
         text = render_template(demo_config(data), title="The demo: bundled models, generated data.")
     else:

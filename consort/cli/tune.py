@@ -61,6 +61,8 @@ def co_tune_and_print(config: Config, data: RunData, args: argparse.Namespace) -
 
     run_dir = args.run_dir or new_run_dir(config.name)
     progress = Console(stderr=True)
+    if args.resume and not run_dir.exists():
+        progress.print(f"nothing to resume in {run_dir}: a new run begins", style="yellow", markup=False)
     started = time.monotonic()
     with progress.status("starting") as status:
 

@@ -164,7 +164,7 @@ def fits(sample: Sample, model: LocalModel, max_tokens: int) -> bool:
 
 def _parse(line: bytes, where: str, *, labelled: bool) -> Sample:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8 at byte {error.start + 1} of the line", where=where, hint="save as UTF-8"

@@ -171,8 +171,10 @@ def _check(out: Path, form: Form, precision: Precision, name: str, adapter: str)
 
 
 def _card(model: LocalModel, out: Path, form: Form, precision: Precision, base: str) -> str:
+    bundled = base.startswith("zoo:")
+    source = f'consort.models.zoo.located("{base}")' if bundled else f'"{base}"'
     loads = {
-        "peft": f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{out.name}")',
+        "peft": f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({source}), "{out.name}")',
         "safetensors": f'AutoModelForCausalLM.from_pretrained("{out.name}")',
         "gguf": f"llama-cli -m {out.name}.gguf",
     }

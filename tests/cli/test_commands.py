@@ -127,6 +127,15 @@ def test_the_demos_own_configuration_is_sound(tmp_path: Path, capsys: pytest.Cap
     assert told.startswith("OK "), told  # and no warning before it
 
 
+def test_the_demo_s_data_overwrite_nobody_s(tmp_path, capsys):
+    own = tmp_path / "data" / "bank.jsonl"
+    own.parent.mkdir()
+    own.write_text("mine")
+    assert main(["init", "--demo", str(tmp_path / "consort.toml")]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["bank.jsonl"]
+
+
 def test_check_prints_ok_and_what_it_saw(consort: Consort, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(consort.file)]) == 0
     out = capsys.readouterr().out
