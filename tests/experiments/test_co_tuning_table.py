@@ -39,6 +39,7 @@ def result(arm: str, seed: int) -> dict[str, object]:
     sent = {name: 100_000 + 20_000 * number + 3_000 * seed for number, name in enumerate(ABOVE_MEAN)}
     found: dict[str, object] = {
         "arm": arm,
+        "commit": "abc1234",
         "seed": seed,
         "seconds": 1.0,
         "devices": {
