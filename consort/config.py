@@ -64,8 +64,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
-    """The co-tuning round (Co-PLMs, arXiv 2511.11678): docs/paper_index.md says what is known and what is our
-    choice."""
+    """The co-tuning round (Co-PLMs, arXiv 2511.11678); docs/paper_index.md says what of it is our choice."""
 
     rounds: int = 2  # broadcast, local tuning, average, cloud: so often
     domain_steps: int = 60  # DST a round: the domain adapter learns the private rows
@@ -99,10 +98,7 @@ class TuneConfig:
         8  # bits a parameter on the wire; 8 keeps its rounding error for the next round
     )
     max_update_norm: float = 0.0  # a larger update is refused; 0 accepts any finite one
-    outlier_ratio: float = (
-        10.0  # times the median of a round's three or more updates: a larger one is refused, more rows count
-        # as that many; 0 does not compare
-    )
+    outlier_ratio: float = 10.0  # times the median of three or more updates: larger ones are refused, rows beyond do not count; 0: off
     send_losses: bool = (
         True  # each logged step's losses leave the device with its update, for the report's curves
     )
