@@ -98,7 +98,9 @@ class TuneConfig:
         8  # bits a parameter on the wire; 8 keeps its rounding error for the next round
     )
     max_update_norm: float = 0.0  # a larger update is refused; 0 accepts any finite one
-    outlier_ratio: float = 10.0  # times the median of three or more updates: larger ones are refused, rows beyond do not count; 0: off
+    # times the median of a round's three or more updates: a larger one is refused, one of more rows counts as
+    # one of that many; 0 does not compare
+    outlier_ratio: float = 10.0
     send_losses: bool = (
         True  # each logged step's losses leave the device with its update, for the report's curves
     )
