@@ -203,7 +203,8 @@ async def through_cuts(port: int, proxy: LocalLM, prompts: Sequence[Prompt]) -> 
         ]
         alone = [await streamed(whole, request) for request in requests]
     async with tapped(port, Random(0)) as (tap, verifier):
-        verifier.tokenizer = whole.tokenizer  # larger than what goes through between two cuts
+        # the tokenizer is larger than what goes through between two cuts
+        verifier.tokenizer, verifier.is_stale = whole.tokenizer, False
         drafter = ModelDrafter(proxy, (await verified(verifier)).tokenizer)
         for request, one in zip(requests, alone, strict=True):
             other = await speculated(verifier, request, drafter, warm_pace())
