@@ -23,19 +23,26 @@ class _Cache:
 
     calls: list[Call] = field(default_factory=list)
     session: Session | None = None
+    end: asyncio.TimerHandle | None = None
     is_closed: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Caches:
-    """One connection's caches, by the numbers of its sessions; `ended` hears what each has taken."""
+    """One connection's caches, by the numbers of its sessions, each for `deadline_s` at most; `ended` hears
+    what each has taken."""
 
-    def __init__(self, lm: LM, *, ended: Callable[[Call], None]) -> None:
-        self._lm, self._ended = lm, ended
+    def __init__(self, lm: LM, *, deadline_s: float, ended: Callable[[Call], None]) -> None:
+        self._lm, self._deadline_s, self._ended = lm, deadline_s, ended
         self._held: dict[int, _Cache] = {}
 
     def __contains__(self, number: int) -> bool:
         return number in self._held
+
+    @property
+    def calls(self) -> list[Call]:
+        """What the caches that are held have taken so far."""
+        return [call for cache in self._held.values() for call in cache.calls]
 
     def hold(self, number: int, said: Mapping[str, Any]) -> Callable[[], Awaitable[Payload]]:
         """A new cache, held from now on, and how it is opened: that ends in what is to be answered.
@@ -43,6 +50,7 @@ class Caches:
         request, cache = request_of(said["hold"]), _Cache()
         lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
         self._held[number] = cache
+        cache.end = asyncio.get_running_loop().call_later(self._deadline_s, self.drop, number)
 
         async def opened() -> Payload:
             if cache.is_closed:
@@ -54,7 +62,7 @@ class Caches:
                 _, first = await asyncio.shield(opening)
             except Exception:
                 if self._held.get(number) is cache:
-                    del self._held[number]
+                    self.drop(number)
                 raise
             return pack_rows([first])
 
@@ -82,6 +90,8 @@ class Caches:
         cache = self._held.pop(number, None)
         if cache is not None:
             cache.is_closed = True
+            if cache.end is not None:
+                cache.end.cancel()
             self._free(cache)
 
     def close(self) -> None:

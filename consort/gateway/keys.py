@@ -102,13 +102,13 @@ class Door:
         self.check(key)
         return key
 
-    def check(self, key: Key, *, counts: bool = True) -> None:
-        """Whether a client who is in may ask for more, as a further request or within one. AccessError where
-        its key is not known any more, LimitError beyond its limits."""
+    def check(self, key: Key, *, counts: bool = True, owed: float = 0.0) -> None:
+        """Whether a client who is in may ask for more, as a further request or within one; `owed` is not
+        written down yet. AccessError where its key is not known any more, LimitError beyond its limits."""
         self._reread()
         if (self._keys or self.required) and key.sha256 not in self._keys:
             raise AccessError("this key is not known here any more")
-        self._check_budget(key)
+        self._check_budget(key, owed)
         if counts:
             self._count(key)
 
@@ -116,8 +116,8 @@ class Door:
         """Of this month's budget."""
         return key.budget - self.spent.get(key.name, 0.0) if key.budget else float("inf")
 
-    def _check_budget(self, key: Key) -> None:
-        if self.money_left(key) <= 0:
+    def _check_budget(self, key: Key, owed: float) -> None:
+        if self.money_left(key) <= owed:
             error = LimitError("this key's budget for the month is spent", hint="raise it, or wait")
             error.code = "insufficient_quota"
             raise error

@@ -133,6 +133,10 @@ class Pool:
             tokens = answering.writing.prompt_tokens, len(answering.answer) - answering.first
             self._record(answering.name, answering.key, answering.began_s, tokens, outcome, note)
 
+    def price(self, call: Call) -> float:
+        """What a cache has cost so far."""
+        return self.service.price(self.lm.name, call.prompt_tokens, call.completion_tokens)
+
     def read(self, key: Key, call: Call) -> None:
         """Write down a cache that was read by, with the tokens that are estimated of it."""
         note = {"strategy": "verify", "event": "read"}

@@ -54,7 +54,9 @@ class _Connection:
         self._socket, self._pool, self._key = socket, pool, key
         self._answerings: dict[int, Answering] = {}
         self._tellers: dict[int, asyncio.Task[None]] = {}
-        self._caches = Caches(pool.lm, ended=lambda call: pool.read(key, call))
+        self._caches = Caches(
+            pool.lm, deadline_s=pool.service.config.deadline_s, ended=lambda call: pool.read(key, call)
+        )
         self._working: set[asyncio.Task[None]] = set()
 
     async def hear(self, data: bytes) -> None:
@@ -101,7 +103,8 @@ class _Connection:
         if "open" in said:
             await self._open(number, said)
             return
-        self._pool.service.door.check(self._key, counts="hold" in said)
+        owed = sum(map(self._pool.price, self._caches.calls))  # what is held is written down when it ends
+        self._pool.service.door.check(self._key, counts="hold" in said, owed=owed)
         reading = self._caches.hold if "hold" in said else self._caches.extend
         self._background(reading(number, said), number)  # nobody's drafts wait for it
 

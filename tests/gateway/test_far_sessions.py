@@ -14,8 +14,9 @@ import pytest
 
 from consort.config import Config
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import ConfigError, UpstreamError
+from consort.errors import ConfigError, RequestError, UpstreamError
 from consort.gateway.app import close
+from consort.gateway.keys import Key, add_key
 from consort.gateway.opening import open_service
 from consort.inference.deferral import defer
 from consort.inference.mixing_weights import fixed
@@ -38,10 +39,10 @@ EVEN = [index / 100 for index in range(101)]
 
 
 @asynccontextmanager
-async def far(folder: Path) -> AsyncIterator[tuple[LocalLM, Verifier, Live]]:
+async def far(folder: Path, **config: float) -> AsyncIterator[tuple[LocalLM, Verifier, Live]]:
     """A model here, and the same one over the network, from that gateway."""
     lm = LocalLM(tiny(), answers=1, sessions=3, context_tokens=128)
-    async with live(folder, edges=(), cloud=lm, room=2) as here:
+    async with live(folder, edges=(), cloud=lm, room=2, **config) as here:
         verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama"))
         try:
             yield lm, verifier, here
@@ -115,6 +116,40 @@ def test_what_is_read_along_is_written_down_where_it_is_read(tmp_path):
             assert (row.strategy, row.outcome, row.notes[0]["event"]) == ("verify", "done", "read")
             assert row.prompt_tokens > 0
             assert 0 < row.completion_tokens <= ASKED.max_tokens
+
+    asyncio.run(work())
+
+
+def test_what_a_key_may_spend_ends_what_it_reads_along(tmp_path):
+    secret = add_key(tmp_path / "keys.json", Key("edge", budget=25e-6))  # two tokens and a half at 10 a million
+
+    async def work() -> None:
+        async with far(tmp_path) as (_, _open, here):
+            here.service.prices = {"llama": ServedModel(price_in=0.0, price_out=10.0)}
+            verifier = Verifier(Endpoint("cloud", here.url + "/v1", "llama", key=secret))
+            await verifier.connect()
+            session, _top = await asyncio.to_thread(verifier.open, ASKED)
+            for _turn in range(3):
+                await asyncio.to_thread(session.extend, [7])
+            with pytest.raises(UpstreamError, match="budget for the month"):
+                await asyncio.to_thread(session.extend, [7])
+            session.close()
+            await verifier.close()
+
+    asyncio.run(work())
+
+
+def test_a_cache_is_held_until_its_deadline(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path, deadline_s=0.3) as (lm, verifier, here):
+            await verifier.connect()
+            session, _top = await asyncio.to_thread(verifier.open, ASKED)
+            async with asyncio.timeout(5):
+                while lm._engine._held:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(RequestError, match="no such session"):
+                await asyncio.to_thread(session.extend, [7])
+            assert len(here.service.recent) == 1
 
     asyncio.run(work())
 
