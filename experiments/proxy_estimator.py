@@ -8,7 +8,9 @@ Four co-tuned devices of the demo, each on test prompts of its own domain and of
 co-tuning left it and no device's domain adapter, reads the answer and writes its own. The gain of asking the
 cloud is the cloud answer's score (mean of Rouge-L and exact match) less the edge's. Judged are rankings by
 need: APGR by RouteLLM's definition, and AUROC for "the cloud is better here". `learned` scorers are kernel
-ridges, ten-fold, folds by seed. Intervals: 95 %, over 1,000 resamples of prompts.
+ridges, ten-fold, folds by seed; those `from labels of traffic` learn as `consort calibrate --ledger` does,
+from features alone and how far both answers agree, and are judged on the true gains like all others. The
+proxy is heard as a gateway hears it, in all of its tokens. Intervals: 95 %, over 1,000 resamples of prompts.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from provenance import commit, hardware
 from consort.bench.routing_curve import judge
 from consort.config import RuntimeConfig
 from consort.errors import DataError
+from consort.inference.agreement import agreement
 from consort.inference.answer_checks import failed_checks
-from consort.inference.evidence import Evidence, evidence_of
+from consort.inference.evidence import Evidence, evidence_of, features
 from consort.inference.gain_fit import fit_gain
 from consort.inference.proxy import proxy_agreement
 from consort.inference.streams import answer_of, collected
@@ -46,7 +49,7 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
     pair = Pair(run, device)
     rows = pair.rows(run, device, "test", OWN, PUBLIC)
     cloud = answer(pair.large_model, [row for _, row in rows], max_new_tokens=TOKENS)
-    whole, reading = (proxy_agreement(proxy, pair.small, own_answer=own) for own in (True, False))
+    whole, reading = (proxy_agreement(proxy, own_answer=own) for own in (True, False))
     found = []
     for (domain, row), large in zip(rows, cloud, strict=True):
         request = replace(asked(row), top_logprobs=2)
@@ -61,6 +64,7 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
                 "domain": domain,
                 "evidence": evidence_of(request, small, proxy=view),
                 "gain": score(row, large) - score(row, small.text),
+                "label": 1 - agreement(small.text, large),
                 "reading_s": read - begun,
                 "whole_s": time.process_time() - read,
             }
@@ -70,8 +74,9 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
     return found
 
 
-def needs(evidence: list[Evidence], gains: np.ndarray) -> dict[str, np.ndarray]:
-    """Every ranking, higher where the cloud is needed more; learned ones by models without the row."""
+def needs(evidence: list[Evidence], gains: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Every ranking, higher where the cloud is needed more; learned ones by models without the row. `labels`:
+    gains as a ledger has them."""
     views = [one.proxy for one in evidence]
     assert all(view is not None for view in views)
     bare = [replace(one, proxy=None) for one in evidence]
@@ -88,6 +93,8 @@ def needs(evidence: list[Evidence], gains: np.ndarray) -> dict[str, np.ndarray]:
         "proxy: likeness of its answer": np.array([-view.likeness for view in views]),
         "checks and confidence, learned": _cross_fitted(bare, gains),
         "checks, confidence and proxy, learned": _cross_fitted(evidence, gains),
+        "from labels of traffic, without the proxy": _cross_fitted(_stored(bare), labels),
+        "from labels of traffic, with the proxy": _cross_fitted(_stored(evidence), labels),
     }
 
 
@@ -98,6 +105,11 @@ def _cross_fitted(evidence: list[Evidence], gains: np.ndarray) -> np.ndarray:
         model = fit_gain([evidence[i] for i in rest], gains[rest])
         need[fold] = [model.gain(evidence[i]) for i in fold]
     return need
+
+
+def _stored(evidence: list[Evidence]) -> list[Evidence]:
+    """What a ledger keeps of it: no text."""
+    return [Evidence("", kept={group: features(one, group) for group in one.groups}) for one in evidence]
 
 
 def auroc(need: np.ndarray, better: np.ndarray) -> float:
@@ -160,7 +172,8 @@ def main() -> None:
     proxy = LocalLM(loaded, answers=1, sessions=1, context_tokens=CONTEXT)
     rows = [row for device in DEVICES for row in asyncio.run(known(run, device, proxy))]
     gains = np.array([row["gain"] for row in rows])
-    rankings = needs([row["evidence"] for row in rows], gains)
+    labels = np.array([row["label"] for row in rows])
+    rankings = needs([row["evidence"] for row in rows], gains, labels)
     domains = {}
     for domain in ("both", "own", "public"):
         chosen = np.array([domain in ("both", row["domain"]) for row in rows])
