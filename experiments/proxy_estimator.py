@@ -9,8 +9,9 @@ co-tuning left it and no device's domain adapter, reads the answer and writes it
 cloud is the cloud answer's score (mean of Rouge-L and exact match) less the edge's. Judged are rankings by
 need: APGR by RouteLLM's definition, and AUROC for "the cloud is better here". `learned` scorers are kernel
 ridges, ten-fold, folds by seed; those `from labels of traffic` learn as `consort calibrate --ledger` does,
-from features alone and how far both answers agree, and are judged on the true gains like all others. The
-proxy is heard as a gateway hears it, in all of its tokens. Intervals: 95 %, over 1,000 resamples of prompts.
+from features alone and how far both answers agree; they are judged on the true gains like all others, and on
+that agreement, which is what calibration promises. The proxy is heard as a gateway hears it, in all of its
+tokens. Intervals: 95 %, over 1,000 resamples of prompts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from consort.training.answers import answer
 from consort.training.tuned import load_tuned
 
 RESULTS = Path(__file__).parent / "results"
+DEAF, HEARING = (f"from labels of traffic, {word} the proxy" for word in ("without", "with"))
 OWN, PUBLIC, FOLDS, RESAMPLES = 40, 40, 10, 1000
 
 
@@ -93,8 +95,8 @@ def needs(evidence: list[Evidence], gains: np.ndarray, labels: np.ndarray) -> di
         "proxy: likeness of its answer": np.array([-view.likeness for view in views]),
         "checks and confidence, learned": _cross_fitted(bare, gains),
         "checks, confidence and proxy, learned": _cross_fitted(evidence, gains),
-        "from labels of traffic, without the proxy": _cross_fitted(_stored(bare), labels),
-        "from labels of traffic, with the proxy": _cross_fitted(_stored(evidence), labels),
+        DEAF: _cross_fitted(_stored(bare), labels),
+        HEARING: _cross_fitted(_stored(evidence), labels),
     }
 
 
@@ -138,6 +140,17 @@ def judged(need: np.ndarray, gains: np.ndarray) -> dict[str, list[float] | None]
     return told
 
 
+def lead(need: np.ndarray, other: np.ndarray, better: np.ndarray) -> list[float]:
+    """By how much one ranking's AUROC is above another's, on the same prompts."""
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(len(need), size=len(need))
+        if 0 < better[rows].sum() < len(rows):
+            drawn.append(auroc(need[rows], better[rows]) - auroc(other[rows], better[rows]))
+    found = auroc(need, better) - auroc(other, better)
+    return [found, *map(float, np.quantile(drawn, [0.025, 0.975]))]
+
+
 def page(found: dict) -> str:
     """The results as Markdown."""
     lines = [
@@ -156,6 +169,13 @@ def page(found: dict) -> str:
         for name, figures in part["scorers"].items():
             cells = [_cell(figures["auroc"]), _cell(figures["apgr"]) if figures["apgr"] else "no gap"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", f"Agreement with the cloud is {part['agreement']:.2f}; judged on it:", ""]
+        lines += ["| need by | AUROC | APGR |", "|---|---|---|"]
+        for name, figures in part["on agreement"].items():
+            cells = [_cell(figures["auroc"]), _cell(figures["apgr"]) if figures["apgr"] else "no gap"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        leads = [_cell(part["lead of the proxy"][name]) for name in ("gains", "agreement")]
+        lines += ["", f"What the proxy adds to labels, AUROC: {leads[0]} on gains, {leads[1]} on agreement."]
     return "\n".join([*lines, ""])
 
 
@@ -181,6 +201,12 @@ def main() -> None:
             "better": float((gains[chosen] > 0).mean()),
             "mean_gain": float(gains[chosen].mean()),
             "scorers": {name: judged(need[chosen], gains[chosen]) for name, need in rankings.items()},
+            "agreement": float(1 - labels[chosen].mean()),
+            "on agreement": {n: judged(rankings[n][chosen], labels[chosen]) for n in (DEAF, HEARING)},
+            "lead of the proxy": {
+                name: lead(rankings[HEARING][chosen], rankings[DEAF][chosen], truth[chosen] > 0)
+                for name, truth in (("gains", gains), ("agreement", labels))
+            },
         }
     found = {
         "commit": commit(),
