@@ -5,8 +5,9 @@ alarm's false rate and delay.
 *Labels*: GSM8K, Mixtral's answer at the edge and GPT-4's in the cloud. A shadow label is the agreement of the
 two answers; the truth is in the file and is used to judge alone. Five folds; APGR on true gains, intervals
 over rows (95 %). *Replay*: a ledger of a cascade at 0.4 over 1,000 made-up requests (uniform scores,
-agreement more likely at high ones, lognormal times and prices) is drawn 60 times with a share of labels, and
-replayed at 0.7; the truth is the policy itself on the same requests. *Cache*: questions of a bank and of an
+agreement more likely at high ones, lognormal times and prices) is drawn 300 times with a share of labels, and
+replayed at 0.7; the truth is the policy itself on the same requests. Beside it the interval of money alone,
+300 lognormal values missing and few to judge by, 500 times, against plain percentiles of the same draws. *Cache*: questions of a bank and of an
 assistant, whose right answer is their intent; measured on 800, judged on 800 others, 4 divisions. *Drift*:
 200 runs of 2,000 requests each.
 
@@ -25,8 +26,9 @@ from pathlib import Path
 import numpy as np
 from provenance import commit, hardware
 
+from consort.bench.intervals import sum_with_missing
 from consort.bench.outcomes import Outcome, Pair, pair, read_outcomes
-from consort.bench.replay import replay
+from consort.bench.replay import DRAWS, replay
 from consort.bench.replay_cases import Policy
 from consort.bench.routing_curve import judge
 from consort.gateway.history import History
@@ -42,7 +44,8 @@ from consort.inference.gain_fit import fit_gain
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("CONSORT_DATA", "../shared/data"))
 FOLDS, FEW = 5, 200
-RESAMPLES, REQUESTS, SHARES = 60, 1000, (0.05, 0.2)
+RESAMPLES, REQUESTS, SHARES = 300, 1000, (0.05, 0.2)
+MISSING, SUMS = 300, 500
 QUESTIONS, DIVISIONS, MAX_ERRORS = 800, 4, (0.1, 0.2)
 RUNS, LIVE = 200, 2000
 
@@ -166,7 +169,7 @@ def replays() -> dict[str, object]:
             rng = np.random.default_rng(seed)
             rng.integers(len(suffices), size=REQUESTS)
             truth = replay(history_of(score, small, rng, 2.0), Policy("cascade", 0.7))
-            guess = replay(history, Policy("cascade", 0.7), seed=seed)
+            guess = replay(history, Policy("cascade", 0.7), seed=RESAMPLES + seed)  # not the ledger's numbers
             if guess.quality is None:
                 few += 1
                 continue
@@ -183,6 +186,25 @@ def replays() -> dict[str, object]:
             "without a label at the edge": few,
         }
         print("replay", share, found[f"{share:g}"], file=sys.stderr)
+    return found | {"sums": sums()}
+
+
+def sums() -> dict[str, object]:
+    """How often a sum of which 300 values are missing lies in its interval, by how many are known."""
+    found = {}
+    for known, spread in ((400, 0.5), (30, 0.5), (10, 0.5), (30, 1.0)):
+        held, plain = 0, 0
+        for seed in range(SUMS):
+            rng = np.random.default_rng([seed, known])
+            pool, truth = rng.lognormal(0, spread, known), rng.lognormal(0, spread, MISSING).sum()
+            figure = sum_with_missing(0.0, [(pool, MISSING)], draws=DRAWS, seed=SUMS + seed)
+            held += bool(figure.low <= truth <= figure.high)
+            drawn = [rng.choice(rng.choice(pool, known), MISSING).sum() for _ in range(DRAWS)]
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            plain += bool(low <= truth <= high)
+        found[f"{known} known, log-spread {spread}"] = held / SUMS
+        found[f"{known} known, log-spread {spread}, percentiles"] = plain / SUMS
+        print("sums", known, spread, held / SUMS, plain / SUMS, file=sys.stderr)
     return found
 
 
