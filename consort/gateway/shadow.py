@@ -187,7 +187,7 @@ def _put(draft: Draft) -> Said:
 
 async def _ask(service: Service, draft: Draft, lm: LM, calls: list[Call]) -> None:
     """Put the question that the other side answered to `lm`, and keep what it says."""
-    request = replace(_put(draft).request, top_logprobs=None)
+    request = replace(_put(draft).request, top_logprobs=None, until_s=None)
     side: Side = "edge" if lm is service.edges[0] else "cloud"
     metered = Metered(lm, side, service.gauge(lm), calls)
     if side == "edge":
