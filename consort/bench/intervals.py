@@ -52,7 +52,7 @@ def sum_with_missing(known: float, missing: Sequence[tuple[Array, int]], *, draw
     far drawn pools are from drawn sums, each in its own standard errors.
     """
     value = known + math.fsum(count * float(pool.mean()) for pool, count in missing)
-    least = [_LEAST_SPREAD * float(pool.std(ddof=1)) for pool, _ in missing]
+    least = [_LEAST_SPREAD * _spread(pool) for pool, _ in missing]
     error = _standard_error(missing, least)
     if error == 0:
         return Figure(value, value, value)
@@ -71,10 +71,15 @@ def _standard_error(missing: Sequence[tuple[Array, int]], least: Sequence[float]
     """Of sums predicted by pools: the sums vary, and so do the pools' means."""
     return math.sqrt(
         math.fsum(
-            max(float(pool.std(ddof=1)), floor) ** 2 * (count + count**2 / pool.size)
+            max(_spread(pool), floor) ** 2 * (count + count**2 / pool.size)
             for (pool, count), floor in zip(missing, least, strict=True)
         )
     )
+
+
+def _spread(pool: Array) -> float:
+    """The standard deviation; 0, not almost 0, where all values are the same."""
+    return float(pool.std(ddof=1)) if pool.min() < pool.max() else 0.0
 
 
 def mean_by_betting(values: Array, weights: Array, *, confidence: float = 0.95, seed: int = 0) -> Figure:

@@ -38,6 +38,7 @@ def test_a_sum_scales_and_what_never_varies_is_exact(known: float, pool: list[in
     assert (twice.value, twice.low, twice.high) == pytest.approx([2 * end for end in ends])
     assert found.is_exact == (values.min() == values.max())
     assert sum_with_missing(known, [], draws=40, seed=0) == Figure(known, known, known)
+    assert sum_with_missing(known, [(np.full(7, 0.1), count)], draws=40, seed=0).is_exact
 
 
 def test_the_betting_interval_holds_the_mean_at_its_rate_also_for_few_values() -> None:
