@@ -71,6 +71,8 @@ class Request:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"  # "auto", "none", "required", or a tool's name
     prompt: str | None = None  # text to continue as it is; then there are no messages
+    # when nobody waits for the answer any more, by time.monotonic; the same question asked later is the same
+    until_s: float | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,10 @@ Four co-tuned devices of the demo, each on test prompts of its own domain and of
 co-tuning left it and no device's domain adapter, reads the answer and writes its own. The gain of asking the
 cloud is the cloud answer's score (mean of Rouge-L and exact match) less the edge's. Judged are rankings by
 need: APGR by RouteLLM's definition, and AUROC for "the cloud is better here". `learned` scorers are kernel
-ridges, ten-fold, folds by seed. Intervals: 95 %, over 1,000 resamples of prompts.
+ridges, ten-fold, folds by seed; those `from labels of traffic` learn as `consort calibrate --ledger` does,
+from features alone and how far both answers agree; they are judged on the true gains like all others, and on
+that agreement, which is what calibration promises. The proxy is heard as a gateway hears it, in all of its
+tokens. Intervals: 95 %, over 1,000 resamples of prompts.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from provenance import commit, hardware
 from consort.bench.routing_curve import judge
 from consort.config import RuntimeConfig
 from consort.errors import DataError
+from consort.inference.agreement import agreement
 from consort.inference.answer_checks import failed_checks
-from consort.inference.evidence import Evidence, evidence_of
+from consort.inference.evidence import Evidence, evidence_of, features
 from consort.inference.gain_fit import fit_gain
 from consort.inference.proxy import proxy_agreement
 from consort.inference.streams import answer_of, collected
@@ -38,6 +42,7 @@ from consort.training.answers import answer
 from consort.training.tuned import load_tuned
 
 RESULTS = Path(__file__).parent / "results"
+DEAF, HEARING = (f"from labels of traffic, {word} the proxy" for word in ("without", "with"))
 OWN, PUBLIC, FOLDS, RESAMPLES = 40, 40, 10, 1000
 
 
@@ -46,7 +51,7 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
     pair = Pair(run, device)
     rows = pair.rows(run, device, "test", OWN, PUBLIC)
     cloud = answer(pair.large_model, [row for _, row in rows], max_new_tokens=TOKENS)
-    whole, reading = (proxy_agreement(proxy, pair.small, own_answer=own) for own in (True, False))
+    whole, reading = (proxy_agreement(proxy, own_answer=own) for own in (True, False))
     found = []
     for (domain, row), large in zip(rows, cloud, strict=True):
         request = replace(asked(row), top_logprobs=2)
@@ -61,6 +66,7 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
                 "domain": domain,
                 "evidence": evidence_of(request, small, proxy=view),
                 "gain": score(row, large) - score(row, small.text),
+                "label": 1 - agreement(small.text, large),
                 "reading_s": read - begun,
                 "whole_s": time.process_time() - read,
             }
@@ -70,8 +76,9 @@ async def known(run: Path, device: str, proxy: LocalLM) -> list[dict]:
     return found
 
 
-def needs(evidence: list[Evidence], gains: np.ndarray) -> dict[str, np.ndarray]:
-    """Every ranking, higher where the cloud is needed more; learned ones by models without the row."""
+def needs(evidence: list[Evidence], gains: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Every ranking, higher where the cloud is needed more; learned ones by models without the row. `labels`:
+    gains as a ledger has them."""
     views = [one.proxy for one in evidence]
     assert all(view is not None for view in views)
     bare = [replace(one, proxy=None) for one in evidence]
@@ -88,6 +95,8 @@ def needs(evidence: list[Evidence], gains: np.ndarray) -> dict[str, np.ndarray]:
         "proxy: likeness of its answer": np.array([-view.likeness for view in views]),
         "checks and confidence, learned": _cross_fitted(bare, gains),
         "checks, confidence and proxy, learned": _cross_fitted(evidence, gains),
+        DEAF: _cross_fitted(_stored(bare), labels),
+        HEARING: _cross_fitted(_stored(evidence), labels),
     }
 
 
@@ -98,6 +107,11 @@ def _cross_fitted(evidence: list[Evidence], gains: np.ndarray) -> np.ndarray:
         model = fit_gain([evidence[i] for i in rest], gains[rest])
         need[fold] = [model.gain(evidence[i]) for i in fold]
     return need
+
+
+def _stored(evidence: list[Evidence]) -> list[Evidence]:
+    """What a ledger keeps of it: no text."""
+    return [Evidence("", kept={group: features(one, group) for group in one.groups}) for one in evidence]
 
 
 def auroc(need: np.ndarray, better: np.ndarray) -> float:
@@ -126,6 +140,17 @@ def judged(need: np.ndarray, gains: np.ndarray) -> dict[str, list[float] | None]
     return told
 
 
+def lead(need: np.ndarray, other: np.ndarray, better: np.ndarray) -> list[float]:
+    """By how much one ranking's AUROC is above another's, on the same prompts."""
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(len(need), size=len(need))
+        if 0 < better[rows].sum() < len(rows):
+            drawn.append(auroc(need[rows], better[rows]) - auroc(other[rows], better[rows]))
+    found = auroc(need, better) - auroc(other, better)
+    return [found, *map(float, np.quantile(drawn, [0.025, 0.975]))]
+
+
 def page(found: dict) -> str:
     """The results as Markdown."""
     lines = [
@@ -144,6 +169,13 @@ def page(found: dict) -> str:
         for name, figures in part["scorers"].items():
             cells = [_cell(figures["auroc"]), _cell(figures["apgr"]) if figures["apgr"] else "no gap"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", f"Agreement with the cloud is {part['agreement']:.2f}; judged on it:", ""]
+        lines += ["| need by | AUROC | APGR |", "|---|---|---|"]
+        for name, figures in part["on agreement"].items():
+            cells = [_cell(figures["auroc"]), _cell(figures["apgr"]) if figures["apgr"] else "no gap"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        leads = [_cell(part["lead of the proxy"][name]) for name in ("gains", "agreement")]
+        lines += ["", f"What the proxy adds to labels, AUROC: {leads[0]} on gains, {leads[1]} on agreement."]
     return "\n".join([*lines, ""])
 
 
@@ -160,7 +192,8 @@ def main() -> None:
     proxy = LocalLM(loaded, answers=1, sessions=1, context_tokens=CONTEXT)
     rows = [row for device in DEVICES for row in asyncio.run(known(run, device, proxy))]
     gains = np.array([row["gain"] for row in rows])
-    rankings = needs([row["evidence"] for row in rows], gains)
+    labels = np.array([row["label"] for row in rows])
+    rankings = needs([row["evidence"] for row in rows], gains, labels)
     domains = {}
     for domain in ("both", "own", "public"):
         chosen = np.array([domain in ("both", row["domain"]) for row in rows])
@@ -168,6 +201,12 @@ def main() -> None:
             "better": float((gains[chosen] > 0).mean()),
             "mean_gain": float(gains[chosen].mean()),
             "scorers": {name: judged(need[chosen], gains[chosen]) for name, need in rankings.items()},
+            "agreement": float(1 - labels[chosen].mean()),
+            "on agreement": {n: judged(rankings[n][chosen], labels[chosen]) for n in (DEAF, HEARING)},
+            "lead of the proxy": {
+                name: lead(rankings[HEARING][chosen], rankings[DEAF][chosen], truth[chosen] > 0)
+                for name, truth in (("gains", gains), ("agreement", labels))
+            },
         }
     found = {
         "commit": commit(),

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from consort.bench.intervals import Figure, mean_by_betting
+from consort.bench.intervals import Figure, mean_by_betting, sum_with_missing
 from consort.bench.replay_cases import SHADOW_HINT, Case, Known, Policy, Side, Strategy
 from consort.errors import DataError
 from consort.gateway.history import DAY_S, History
@@ -30,6 +30,7 @@ from consort.inference.goals import Goal
 
 Array: TypeAlias = NDArray[np.float64]
 DRAWS = 200
+FEWEST = 5  # values to draw what is missing from: of fewer no interval holds
 GRID = 201  # thresholds that are tried for a goal
 DAYS_A_MONTH = 30.44
 
@@ -60,8 +61,9 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
     for index, case in enumerate(cases):
         if case.draw is not None:
             groups.setdefault(case.draw, []).append(index)
-    draws = _draws(known, cases, groups, np.random.default_rng(seed))
-    edge_share, money, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
+    pools = {draw: _pool(known, draw) for draw in groups}
+    draws = _draws(cases, groups, pools, np.random.default_rng(seed))
+    edge_share, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
     graded = [
         (case.at_edge, label.small_score, 1 / label.chance)
         for row, case in zip(history.rows, cases, strict=True)
@@ -71,7 +73,12 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
         requests=len(cases),
         decided=sum(case.was_decided for case in cases),
         edge_share=edge_share,
-        money=money,
+        money=sum_with_missing(
+            math.fsum(case.cost for case in cases),
+            [(pools[draw][:, 0], len(indices)) for draw, indices in groups.items()],
+            draws=DRAWS,
+            seed=seed,
+        ),
         p50_s=p50_s,
         p95_s=p95_s,
         # an answer that edge and cloud wrote together may be worth anything
@@ -99,24 +106,21 @@ def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *,
 
 
 def _draws(
-    known: Known, cases: Sequence[Case], groups: Mapping[object, list[int]], rng: np.random.Generator
-) -> Iterator[tuple[float, float, float, float]]:
-    """Share at the edge, money, p50 and p95 in seconds: once, or in draws where something must be drawn."""
-    base = np.array([(case.cost, case.seconds, float(case.at_edge)) for case in cases])
-    pools = {draw: _pool(known, draw) for draw in groups}
+    cases: Sequence[Case],
+    groups: Mapping[object, list[int]],
+    pools: Mapping[object, Array],
+    rng: np.random.Generator,
+) -> Iterator[tuple[float, float, float]]:
+    """Share at the edge, p50 and p95 in seconds: once, or in draws where something must be drawn."""
+    base = np.array([(case.seconds, float(case.at_edge)) for case in cases])
     for _ in range(DRAWS if groups else 1):
         values = base.copy()
         for draw, indices in groups.items():
             # others might have been known as well: what is drawn from is itself drawn
             pool = pools[draw][rng.integers(len(pools[draw]), size=len(pools[draw]))]
-            values[indices] += pool[rng.integers(len(pool), size=len(indices))]
-        seconds = np.sort(values[:, 1])
-        yield (
-            float(values[:, 2].mean()),
-            math.fsum(values[:, 0]),
-            _quantile(seconds, 0.5),
-            _quantile(seconds, 0.95),
-        )
+            values[indices] += pool[rng.integers(len(pool), size=len(indices)), 1:]
+        seconds = np.sort(values[:, 0])
+        yield float(values[:, 1].mean()), _quantile(seconds, 0.5), _quantile(seconds, 0.95)
 
 
 def _guessed(groups: Mapping[object, list[int]]) -> dict[str, int]:
@@ -129,14 +133,17 @@ def _guessed(groups: Mapping[object, list[int]]) -> dict[str, int]:
 
 
 def _pool(known: Known, draw: Any) -> Array:
+    """Money, seconds and "at the edge" of what is like the missing. DataError where that is too little."""
     if not isinstance(draw, str):
-        return np.array(known.donors(*draw))
-    side: Side = "small" if draw == "small" else "large"
-    pool = known.pool(side)
-    if not pool:
-        who = "edge" if side == "small" else "cloud"
-        raise DataError(f"no answer of the {who} is in this ledger to judge by", hint=SHADOW_HINT)
-    return np.array([(cost, seconds, 0.0) for cost, seconds in pool])
+        pool, what = known.donors(*draw), "requests that both sides answered"
+    else:
+        side: Side = "small" if draw == "small" else "large"
+        pool = [(cost, seconds, 0.0) for cost, seconds in known.pool(side)]
+        what = f"answers of the {'edge' if side == 'small' else 'cloud'}"
+    if len(pool) < FEWEST:
+        many = f"{len(pool)} {what} are in this ledger, and {FEWEST} are needed to draw what is missing from"
+        raise DataError(many, hint=SHADOW_HINT)
+    return np.array(pool)
 
 
 def _is_graded(row: Row, case: Case, label: Label) -> bool:

@@ -20,7 +20,8 @@ FEWEST = 40  # labels: half of them are learned from
 
 
 def labelled_pair(history: History, *, where: Path) -> Pair:
-    """The labels of the pair of models that has most of them. DataError where there are too few."""
+    """The labels of the pair of models that has most of them; where most of these heard the proxy, those that
+    did. DataError where there are too few."""
     labels = history.graded
     pairs = [(label.small, label.large) for label in labels]
     small, large = max(pairs, key=pairs.count, default=("", ""))
@@ -31,6 +32,10 @@ def labelled_pair(history: History, *, where: Path) -> Pair:
             where=str(where),
             hint=f"at least {FEWEST}, better 1,000: set serve.shadow_share, or raise it",
         )
+    # what only some labels hold cannot be learned from: older ones may be from before there was a proxy
+    heard = [label for label in chosen if "proxy" in label.features]
+    if len(heard) >= max(FEWEST, len(chosen) / 2):
+        chosen = heard
     columns = [np.array([label.small_score for label in chosen]), np.array([1.0] * len(chosen))]
     worded = all(label.question for label in chosen)
     return Pair(small, large, tuple(_outcome(label, worded=worded) for label in chosen), *columns)

@@ -152,9 +152,15 @@ def _data(args: argparse.Namespace) -> Pair:
     from consort.bench.traffic import labelled_pair
     from consort.gateway.history import read_history
 
-    data = labelled_pair(read_history(args.ledger, days=args.days), where=args.ledger)
+    history = read_history(args.ledger, days=args.days)
+    data = labelled_pair(history, where=args.ledger)
     kept = "with their texts" if data.outcomes[0].prompt else "without texts, by their features"
     print(f"{len(data.outcomes)} labels {kept}; a score is agreement with {data.large}", file=sys.stderr)
+    heard = sum("proxy" in label.features for label in history.graded)
+    if 0 < heard < len(history.graded):
+        whole = all("proxy" in outcome.features for outcome in data.outcomes)
+        learned = "learning from these" if whole else "learning without it"
+        print(f"{heard} of {len(history.graded)} labels heard the proxy: {learned}", file=sys.stderr)
     return data
 
 

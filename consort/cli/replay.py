@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     goals = None
     try:
         if args.scorer:
-            policy = _scored(policy, args.scorer)
+            policy = _scored(policy, args.scorer, history)
         if args.goal:
             policy, goals = _aimed(history, policy, args)
         was, would = (replay(history, each, seed=args.seed) for each in (Policy(), policy))
@@ -103,11 +103,15 @@ def _prices(given: Sequence[str]) -> dict[str, Price]:
     return found
 
 
-def _scored(policy: Policy, path: Path) -> Policy:
+def _scored(policy: Policy, path: Path, history: History) -> Policy:
     """The policy with another scorer, and with that scorer's threshold where none is given."""
     from consort.inference.gain_file import load_scorer
 
     stored = load_scorer(path)
+    if "proxy" in stored.model.groups and not any("proxy" in label.features for label in history.graded):
+        what = "this scorer hears the device's proxy, and no label in this ledger did"
+        hint = "name the proxy under [serve.proxy] and set serve.shadow_share, or calibrate on this ledger"
+        raise DataError(what, where=str(path), hint=hint)
     threshold = policy.threshold
     if threshold is None and stored.calibration is not None:
         threshold = stored.calibration.threshold
@@ -124,6 +128,8 @@ def _scores(model: object) -> Callable[[Label, Strategy], float | None]:
     def score(label: Label, strategy: Strategy) -> float | None:
         if model.needs_answer and strategy == "route":
             raise DataError("this scorer judges answers, and route decides before there is one")
+        if "proxy" in model.groups and "proxy" not in label.features:
+            return None  # from before there was a proxy: decided as others are
         answered = model.needs_answer
         kept = {group: v for group, v in label.features.items() if answered or group == "surface"}
         known = Evidence(

@@ -13,7 +13,7 @@ from typing import Any
 from consort.errors import RequestError
 from consort.inference.metering import Call, Gauge, MeteredSessions
 from consort.inference.white_box import white_box
-from consort.models.frames import Payload, pack_rows, request_of
+from consort.models.frames import Payload, pack_rows, request_of, seconds_left
 from consort.types import LM, Session, TopK
 
 
@@ -29,8 +29,8 @@ class _Cache:
 
 
 class Caches:
-    """One connection's caches, by the numbers of its sessions, each for `deadline_s` at most; `ended` hears
-    what each has taken."""
+    """One connection's caches, by the numbers of its sessions, each as long as its request waits, and for
+    `deadline_s` at most; `ended` hears what each has taken."""
 
     def __init__(self, lm: LM, *, deadline_s: float, ended: Callable[[Call], None]) -> None:
         self._lm, self._deadline_s, self._ended = lm, deadline_s, ended
@@ -50,7 +50,8 @@ class Caches:
         request, cache = request_of(said["hold"]), _Cache()
         lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
         self._held[number] = cache
-        cache.end = asyncio.get_running_loop().call_later(self._deadline_s, self.drop, number)
+        left_s = seconds_left(request, self._deadline_s)
+        cache.end = asyncio.get_running_loop().call_later(left_s, self.drop, number)
 
         async def opened() -> Payload:
             if cache.is_closed:

@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from consort.errors import ConsortError
@@ -61,8 +61,9 @@ class Exchange:
             self.draft = service.shadow.draw(service, id=self.id, request=asked.request, redact=redact)
         cloud = None if private or service.cloud is None else self._metered(service.cloud, "cloud")
         consort = Consort(tuple(self._metered(lm, "edge") for lm in service.edges), cloud, self.notes.append)
+        request = replace(asked.request, until_s=time.monotonic() + self.deadline_s)
         try:
-            async with Closing(self.strategy(asked.request, consort)) as stream:
+            async with Closing(self.strategy(request, consort)) as stream:
                 async for chunk in stream:
                     self._span(chunk)
                     yield chunk

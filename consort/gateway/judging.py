@@ -12,6 +12,7 @@ from consort.errors import ConfigError, ModelError
 from consort.gateway.watch import AFTER, BEFORE, Watch
 from consort.inference.baselines import brevity, confidence
 from consort.inference.drift import DriftAlarm
+from consort.inference.evidence import Hear
 from consort.inference.proxy import proxy_agreement
 from consort.inference.scorers import gain_scorer, proxy_scorer
 from consort.types import LM, Scorer, TokenLM
@@ -22,7 +23,8 @@ SCORING_ANSWERS = frozenset({"cascade", "cache", "auto"})  # strategies that jud
 @dataclass(frozen=True, slots=True)
 class Judges:
     """The scorers before and after the edge's answer, and the configuration with their threshold. `name`: a
-    file's hash, or the word above. `watch` is None where there is no calibration to compare with."""
+    file's hash, or the word above. `watch` is None where there is no calibration to compare with. `hear`:
+    what learned scorers hear of the proxy, and labels keep; None where none is here."""
 
     before: Scorer
     after: Scorer
@@ -30,19 +32,23 @@ class Judges:
     name: str = CONFIDENCE
     needs_logprobs: bool = True
     watch: Watch | None = None
+    hear: Hear | None = None
 
 
 def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
-    """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself, or confidence.
-    ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself where one is named,
+    else confidence. ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
+    hear = None if proxy is None else proxy_agreement(proxy)
     if config.scorer in ("", *SCORER_WORDS):
         if proxy is None and config.scorer == PROXY:
             hint = "name one under [serve.proxy]"
             raise ConfigError("no proxy is served that could judge", where="serve.scorer", hint=hint)
-        if proxy is None or config.scorer == CONFIDENCE:
-            return Judges(brevity, confidence, config)
+        # the bundled proxy judges only when asked: what it thinks of answers was not calibrated
+        word = config.scorer or (PROXY if config.proxy.model else CONFIDENCE)
+        if proxy is None or word == CONFIDENCE:
+            return Judges(brevity, confidence, config, hear=hear)
         after = proxy_scorer(proxy_agreement(proxy, own_answer=False))
-        return Judges(brevity, after, config, PROXY, needs_logprobs=False)
+        return Judges(brevity, after, config, PROXY, needs_logprobs=False, hear=hear)
     from consort.inference.gain_file import load_scorer
 
     path = Path(config.scorer)
@@ -54,14 +60,15 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
     if "agreement" in model.groups:
         what = f"{config.scorer} was learned with agreement, which is not heard here"
         raise ConfigError(what, where="serve.scorer", hint="calibrate on outcomes without it")
-    if "proxy" in model.groups and proxy is None:
+    if "proxy" in model.groups and hear is None:
         what = f"{config.scorer} was learned with the proxy, and none is served"
-        raise ConfigError(what, where="serve.scorer", hint="name one under [serve.proxy]")
+        hint = "name the one it was learned with under [serve.proxy]"
+        raise ConfigError(what, where="serve.scorer", hint=hint)
     if model.needs_answer and config.strategy == "route":
         what = f"{config.scorer} judges answers, and route decides before there is one"
         hint = 'set strategy = "cascade", or calibrate with --when before'
         raise ConfigError(what, where="serve.scorer", hint=hint)
-    scorer = gain_scorer(model, proxy_agreement=None if proxy is None else proxy_agreement(proxy))
+    scorer = gain_scorer(model, proxy_agreement=hear)
     if stored.calibration is not None:
         config = replace(config, threshold=stored.calibration.threshold)
     watch = None
@@ -75,6 +82,7 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
         scorer_name(path),
         "confidence" in model.groups,
         watch,
+        hear,
     )
 
 

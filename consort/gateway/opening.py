@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from consort.config import Config
-from consort.config_serve import PROXY, ServeConfig
+from consort.config_serve import ServeConfig
 from consort.errors import ConfigError, DataError, ModelError
 from consort.gateway.deferring import deferral_of, sessions_of, shows_states
 from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
@@ -81,6 +81,7 @@ def open_service(config: Config) -> Service:
         shadow=_shadow(serving, ledger, judging.name, ledger.shadowed_since(month)),
         watch=judging.watch,
         proxy=proxy,
+        hear=judging.hear,
         guides=guides,
         mixing=mixing,
         deferral=deferral,
@@ -100,10 +101,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _judging(config: ServeConfig, proxy: LM | None) -> Judges:
-    # the bundled one only drafts: what it thinks of answers was not calibrated
-    asked = bool(config.proxy.model) or config.scorer == PROXY
-    judge = white_box(proxy, where="serve.proxy") if proxy is not None and asked else None
-    judging = judges(config, judge)
+    judging = judges(config, None if proxy is None else white_box(proxy, where="serve.proxy"))
     if config.role == "cloud":
         judging = replace(judging, config=replace(judging.config, strategy="cloud"))
     return judging

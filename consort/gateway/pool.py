@@ -22,7 +22,7 @@ from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
 from consort.gateway.service import Service
 from consort.inference.metering import Call
-from consort.models.frames import request_of, token_bits, unpack_ids
+from consort.models.frames import request_of, seconds_left, token_bits, unpack_ids
 from consort.types import DraftedLM, FinishReason, Writing
 
 PARKED_S = 30.0  # a session without a connection is kept for so long
@@ -84,7 +84,8 @@ class Pool:
             secrets.token_hex(8), writing, key, time.monotonic(), list(known), first=len(known)
         )
         self.answerings[answering.name] = answering
-        answering.task = asyncio.create_task(self._write(answering))
+        left_s = seconds_left(request, self.service.config.deadline_s)
+        answering.task = asyncio.create_task(self._write(answering, left_s))
         return answering, len(known)
 
     async def end(self, answering: Answering) -> None:
@@ -105,10 +106,10 @@ class Pool:
             error.http_status = 503
             raise error
 
-    async def _write(self, answering: Answering) -> None:
+    async def _write(self, answering: Answering, deadline_s: float) -> None:
         outcome = "client_left"
         try:
-            async with asyncio.timeout(self.service.config.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 async for written in answering.writing.written():
                     answering.answer += written.ids
                     answering.finish = written.finish_reason

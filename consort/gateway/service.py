@@ -27,6 +27,7 @@ from consort.gateway.watch import Watch
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import OFF, Shelf
+from consort.inference.evidence import Hear
 from consort.inference.metering import Gauge
 from consort.inference.mixing_weights import Learned
 from consort.inference.mixture import Guides
@@ -61,6 +62,7 @@ class Service:
     watch: Watch | None = None
     deferral: Strategy = unable
     proxy: LM | None = None  # which drafts, and which the scorers hear
+    hear: Hear | None = None  # what it thinks of an answer, for scorers and labels
     guides: Guides | None = None
     mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)

@@ -5,7 +5,8 @@ all traffic; whichever side did not answer is asked in the background, one reque
 the cloud may take is set aside when a request is drawn, counted as one token a byte and every token it may
 write: the month's budget holds by that, also over a `kill -9`. Private requests are never drawn, and where
 redaction is on, nothing leaves here without it. An answer whose tokens several models chose (defer, mix) has
-no label. Does not decide anything, and never delays an answer.
+no label. Where a proxy is on the device, labels also hold what it thinks of the edge's answer. Does not
+decide anything, and never delays an answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from consort.gateway.labels import ASKED, Label
 from consort.gateway.ledger import Ledger, Row, told_of
 from consort.gateway.strategies import guarded
 from consort.inference.agreement import agreement
-from consort.inference.evidence import evidence_of, features
+from consort.inference.evidence import ProxyView, evidence_of, features
 from consort.inference.metering import Call, Metered, Side, sent_bytes
 from consort.inference.single import cloud, lacks
 from consort.inference.streams import answer_of, collected
@@ -186,7 +187,7 @@ def _put(draft: Draft) -> Said:
 
 async def _ask(service: Service, draft: Draft, lm: LM, calls: list[Call]) -> None:
     """Put the question that the other side answered to `lm`, and keep what it says."""
-    request = replace(_put(draft).request, top_logprobs=None)
+    request = replace(_put(draft).request, top_logprobs=None, until_s=None)
     side: Side = "edge" if lm is service.edges[0] else "cloud"
     metered = Metered(lm, side, service.gauge(lm), calls)
     if side == "edge":
@@ -203,7 +204,7 @@ async def _judged(
 ) -> Label:
     """The label with scores, features and what each answer took."""
     small, large = draft.said[label.small], draft.said[label.large]
-    evidence = evidence_of(small.request, small.answer)
+    evidence = evidence_of(small.request, small.answer, proxy=await _heard(service, small))
     log_text = service.config.log_text
     return replace(
         label,
@@ -217,6 +218,17 @@ async def _judged(
         small_answer=small.answer.text if log_text else None,
         large_answer=large.answer.text if log_text else None,
     )
+
+
+async def _heard(service: Service, small: Said) -> ProxyView | None:
+    """What the device's proxy thinks of the edge's answer, as a learned scorer hears it when it decides."""
+    if service.hear is None:
+        return None
+    try:
+        async with asyncio.timeout(service.config.deadline_s):
+            return await service.hear(small.request, small.answer)
+    except (ModelError, TimeoutError):  # longer than the proxy's context, as it would be when deciding
+        return None
 
 
 async def _scored(scorer: Scorer, request: Request, answer: Answer | None) -> float | None:

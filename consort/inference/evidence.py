@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -39,6 +39,10 @@ class ProxyView:
     nats_per_byte: float
     least: float
     likeness: float
+
+
+# asks the device's proxy about an answer of the edge; None: about the question alone
+Hear: TypeAlias = Callable[[Request, "Answer | None"], Awaitable[ProxyView]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import numpy as np
 
 from consort.align import Vocabulary
-from consort.inference.evidence import ProxyView
+from consort.inference.evidence import Hear, ProxyView
 from consort.inference.likeness import likeness
 from consort.inference.reading import Reader
 from consort.inference.streams import answer_of, collected
@@ -25,9 +24,7 @@ from consort.types import Answer, Request, TokenLM, TopK
 _LEAST = 1e-6  # probability of a token of which only the mass of all the rest is known, at the least
 
 
-def proxy_agreement(
-    proxy: TokenLM, edge: TokenLM | None = None, *, own_answer: bool = True
-) -> Callable[[Request, Answer | None], Awaitable[ProxyView]]:
+def proxy_agreement(proxy: TokenLM, edge: TokenLM | None = None, *, own_answer: bool = True) -> Hear:
     """Hears the proxy about an answer of the edge, or, before there is one, about the question. `own_answer`:
     the proxy also answers by itself, which costs an answer, to see how alike the two are."""
 

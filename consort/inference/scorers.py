@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from consort.inference.answer_checks import failed_checks
-from consort.inference.evidence import ProxyView, evidence_of
+from consort.inference.evidence import Hear, evidence_of
 from consort.inference.gain_model import GainModel
 from consort.types import Answer, Request, Scorer
 
@@ -19,22 +19,22 @@ from consort.types import Answer, Request, Scorer
 def gain_scorer(
     model: GainModel,
     *,
-    proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]] | None = None,
+    proxy_agreement: Hear | None = None,
     other_answers: Callable[[Request], Awaitable[Sequence[str]]] | None = None,
 ) -> Scorer:
     """A scorer of what was learned; the proxy and the other devices are asked where it learned with them."""
 
     async def score(request: Request, answer: Answer | None) -> float:
+        # a model of questions is as right after the answer as before
+        seen = answer if model.needs_answer else None
+        if seen is not None and not seen.text:
+            return 0.0  # nothing was said
         proxy = None
         if proxy_agreement is not None and "proxy" in model.groups:
             proxy = await proxy_agreement(request, answer)
         others: Sequence[str] = ()
         if other_answers is not None and "agreement" in model.groups:
             others = await other_answers(request)
-        # a model of questions is as right after the answer as before
-        seen = answer if model.needs_answer else None
-        if seen is not None and not seen.text:
-            return 0.0  # nothing was said
         return model.suffices(model.gain(evidence_of(request, seen, others=others, proxy=proxy)))
 
     return score
@@ -52,7 +52,7 @@ def checks_scorer() -> Scorer:
     return score
 
 
-def proxy_scorer(proxy_agreement: Callable[[Request, Answer | None], Awaitable[ProxyView]]) -> Scorer:
+def proxy_scorer(proxy_agreement: Hear) -> Scorer:
     """A scorer without training: the probability that the on-device proxy, which was distilled from the
     cloud, gives the answer's least likely token. An order, no calibrated probability; means over the answer
     hardly order at all (docs/LOG.md)."""

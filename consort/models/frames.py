@@ -8,6 +8,8 @@ about two bytes a token. Knows neither sockets nor models.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -104,7 +106,7 @@ def unpack_draft(data: bytes, bits: int, *, written: int) -> tuple[int, Draft]:
 
 
 def request_map(request: Request) -> dict[str, Any]:
-    """A request that tokens alone can answer."""
+    """A request that tokens alone can answer; of its deadline the seconds left, for clocks differ."""
     return {
         "messages": [[message.role, message.content] for message in request.messages],
         "prompt": request.prompt,
@@ -112,6 +114,7 @@ def request_map(request: Request) -> dict[str, Any]:
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": request.seed,
+        "left_s": None if request.until_s is None else seconds_left(request, math.inf),
     }
 
 
@@ -120,7 +123,7 @@ def request_of(said: object) -> Request:
     try:
         assert isinstance(said, dict)
         messages = tuple(Message(role, content) for role, content in said["messages"])
-        seed, prompt = said["seed"], said["prompt"]
+        seed, prompt, left_s = said["seed"], said["prompt"], said.get("left_s")
         request = Request(
             messages,
             max_tokens=int(said["max_tokens"]),
@@ -128,6 +131,7 @@ def request_of(said: object) -> Request:
             top_p=float(said["top_p"]),
             seed=None if seed is None else int(seed),
             prompt=None if prompt is None else str(prompt),
+            until_s=None if left_s is None else time.monotonic() + float(left_s),
         )
         assert all(message.role in ("system", "user", "assistant") for message in messages)
         assert all(isinstance(message.content, str) for message in messages)
@@ -135,9 +139,17 @@ def request_of(said: object) -> Request:
         assert 0 <= request.temperature <= 100
         assert 0 < request.top_p <= 1
         assert request.seed is None or 0 <= request.seed < 2**63
+        assert left_s is None or 0 <= left_s < math.inf
     except (AssertionError, KeyError, TypeError, ValueError, OverflowError):
         raise RequestError("this is no request for tokens") from None
     return request
+
+
+def seconds_left(request: Request, most_s: float) -> float:
+    """How long whoever asked still waits for the answer, at most `most_s`."""
+    if request.until_s is None:
+        return most_s
+    return min(most_s, max(0.0, request.until_s - time.monotonic()))
 
 
 def pack_rows(rows: Sequence[TopK]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,24 @@ def test_every_request_has_a_deadline(tmp_path: Path, stream: bool) -> None:
 
     status, body = run(work, tmp_path, cloud=says("large", LARGE, fault=Fault("stall", 0)))
     assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_client_s_own_deadline_goes_with_the_question_and_does_not_make_it_another(tmp_path: Path) -> None:
+    large = says("large", LARGE)
+
+    async def work(here: Live) -> list[str]:
+        answers = []
+        for deadline_s in (5, 9):
+            asked = {"threshold": 2, "receipt": True, "deadline_s": deadline_s}
+            _, body = await here.ask(model="consort/cache", consort=asked)
+            answers.append(body["consort"]["receipt"]["notes"][0]["event"])
+        return answers
+
+    begun_s = time.monotonic()
+    assert run(work, tmp_path, cloud=large) == ["missed", "hit"]
+    (request,) = large.calls
+    assert request.until_s is not None
+    assert begun_s < request.until_s <= time.monotonic() + 5
 
 
 def test_a_request_that_never_comes_whole_is_given_up(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_proxy_reads_an_answer_and_a_likelier_one_scores_higher() -> None:
         assert disliked.nats_per_byte > liked.nats_per_byte
         assert disliked.least < liked.least
         assert 0 <= before.share <= 1
-        judging = judges(ServeConfig(), proxy)
+        judging = judges(serve, proxy)
         assert (judging.name, judging.needs_logprobs, judging.watch) == ("proxy", False, None)
         scores = [await judging.after(request, Answer(text, "edge")) for text in (own, "zq zq 77 qqq", "")]
         assert 1 >= scores[0] > scores[1] > scores[2] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -149,6 +150,24 @@ def test_a_cache_is_held_until_its_deadline(tmp_path):
                     await asyncio.sleep(0.01)
             with pytest.raises(RequestError, match="no such session"):
                 await asyncio.to_thread(session.extend, [7])
+            assert len(here.service.recent) == 1
+
+    asyncio.run(work())
+
+
+def test_a_cache_is_held_no_longer_than_whoever_asked_waits(tmp_path):
+    """A client's own deadline, which is shorter than the cloud's; the device may have gone without a word."""
+
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier, here):
+            await verifier.connect()
+            until_s = time.monotonic() + 0.3
+            await asyncio.to_thread(verifier.open, replace(ASKED, until_s=until_s))
+            assert lm._engine._held
+            async with asyncio.timeout(5):
+                while lm._engine._held:
+                    await asyncio.sleep(0.01)
+            assert time.monotonic() >= until_s
             assert len(here.service.recent) == 1
 
     asyncio.run(work())

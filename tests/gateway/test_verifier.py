@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -72,6 +73,18 @@ def test_the_answer_is_the_local_one_with_drafts_right_wrong_and_mad(tmp_path):
             rows = list(here.service.recent)
             assert [row.strategy for row in rows] == ["verify"] * 4
             assert rows[0].completion_tokens == 24
+
+    asyncio.run(work())
+
+
+def test_the_cloud_writes_no_longer_than_whoever_asked_waits(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, lm, verifier):
+            slow(lm, 0.1)
+            writing = await verifier.write(replace(ASKED, until_s=time.monotonic() + 0.4))
+            with pytest.raises(UpstreamError, match="no whole answer in time"):
+                await tokens(writing)
+            assert [row.outcome for row in here.service.recent] == ["deadline_exceeded"]
 
     asyncio.run(work())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from consort.models.frames import (
     request_map,
     request_of,
     rows_of,
+    seconds_left,
     token_bits,
     unpack,
     unpack_draft,
@@ -38,6 +41,19 @@ PAYLOADS = st.one_of(
         lambda said: {key: value % 2**60 if isinstance(value, int) else value for key, value in said.items()}
     ),
 )
+
+
+def test_a_deadline_travels_as_the_seconds_left():
+    asked = Request((Message("user", "when?"),), until_s=time.monotonic() + 5)
+    said = unpack(pack(1, request_map(asked)))[1]
+    assert request_of(said) == asked
+    assert 4 < seconds_left(request_of(said), 60) <= 5
+    assert seconds_left(request_of(said), 2) == 2
+    assert seconds_left(request_of(request_map(replace(asked, until_s=None))), 60) == 60
+    assert seconds_left(request_of(request_map(replace(asked, until_s=0.0))), 60) == 0
+    for wrong in (-1, "soon", float("nan")):
+        with pytest.raises(RequestError):
+            request_of({**said, "left_s": wrong})
 
 
 @given(st.integers(0, 10**6), PAYLOADS)
