@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from consort.types import BoolArray, FloatArray, IntArray
 
 
-_BLOCK_SLOTS = 1 << 16  # sorted at a time; smaller blocks pay more in calls than the cache gains
-
-
 @dataclass(frozen=True, slots=True)
 class SparseRows:
     """Distributions cut to K tokens: sum(probs) + rest is 1. A slot with probability 0 is unused.
@@ -98,18 +95,14 @@ def transfer_batch(
     )
     # 1) every row as if the map held there, then the rows where it does not: fewer calls than in two parts
     steps = _Steps.of(rows, wanted, teacher, mapping, condition=condition)
-    ids_UK: IntArray = mapping.target_ids.take(teacher.ids.take(steps.source, axis=0), mode="clip")
+    ids_UK = mapping.first_tokens(teacher.ids.take(steps.source, axis=0))
     probs_UK = teacher.probs.take(steps.source, axis=0).astype(np.float32, copy=False)
     _even_spaces(ids_UK, teacher, steps, mapping)
-    _condition(ids_UK, probs_UK, teacher, steps, mapping)
     _set_actual(ids_UK, teacher, steps, mapping)
-    ids_UK[~(steps.shared | steps.inside)] = TAIL
+    _condition(ids_UK, probs_UK, teacher, steps, mapping)
+    ids_UK[~(steps.shared | steps.inside)] = _tails(ids_UK.shape[1])
     # 2) add what meets
-    place_bits = 32 - mapping.target.size.bit_length()
-    block_rows = min(_BLOCK_SLOTS, 1 << place_bits) // ids_UK.shape[1]
-    for first in range(0, len(ids_UK), block_rows):
-        block = slice(first, first + block_rows)
-        _merge(ids_UK[block], probs_UK[block], place_bits)
+    _merge(ids_UK, probs_UK)
     total_U = np.einsum("uk->u", probs_UK)
     return SparseRows(ids_UK, probs_UK, np.maximum(1.0 - total_U, 0.0), steps.shared | (total_U > 0))
 
@@ -210,54 +203,64 @@ def _condition(
     if not len(rows):
         return
     # 1) keep the tokens that begin like the actual one, and what they had
-    source_Q, read_Q = steps.source[rows], steps.read[rows]
-    from_QK, probs_QK = teacher.ids[source_Q], teacher.probs[source_Q]
-    begins_QK = mapping.source.beginnings.alike(from_QK, steps.actual[rows], read_Q)
-    probs_QK *= begins_QK
-    total_Q = np.einsum("qk->q", probs_QK)
+    source_Q, read_Q, actual_Q = steps.source[rows], steps.read[rows], steps.actual[rows]
+    from_QK, probs_QK = teacher.ids.take(source_Q, axis=0), teacher.probs.take(source_Q, axis=0)
+    begins_QK = mapping.source.beginnings.alike(from_QK, actual_Q, read_Q)
+    total_Q = np.einsum("qk,qk->q", probs_QK, begins_QK)
     probs_QK *= ((1.0 - teacher.rest[source_Q]) / np.where(total_Q > 0, total_Q, np.float32(1)))[:, None]
-    # 2) what follows in the target's own tokens
-    places = np.flatnonzero(begins_QK)
+    # 2) what follows in the target's own tokens, and the actual one after the actual one
+    ids_QK = np.empty_like(from_QK)
+    ids_QK[:] = _tails(from_QK.shape[1])
+    ids = ids_QK.reshape(-1)
+    places = begins_QK.reshape(-1).nonzero()[0]
     place_rows = places // from_QK.shape[1]
-    ids_QK = np.full_like(from_QK, TAIL)
-    ids_QK.reshape(-1)[places] = mapping.remainders(
+    ids[places] = mapping.remainders(
         from_QK.reshape(-1).take(places), read_Q.take(place_rows), steps.added[rows].take(place_rows)
     )
+    actual = (from_QK == actual_Q[:, None]).reshape(-1).nonzero()[0]
+    ids[actual] = steps.gold[rows].take(actual // from_QK.shape[1])
     ids_UK[rows], probs_UK[rows] = ids_QK, probs_QK
 
 
 def _set_actual(ids_UK: IntArray, teacher: SparseRows, steps: _Steps, mapping: VocabMap) -> None:
     """The actual token goes on with the actual one; at most shared cuts the map has sent it there."""
     mapped_U = mapping.target_ids.take(steps.actual, mode="clip")
-    rows = np.flatnonzero(steps.inside | (steps.read != steps.added) | (mapped_U != steps.gold))
-    hits = np.flatnonzero(teacher.ids[steps.source[rows]] == steps.actual[rows, None])
+    rows = np.flatnonzero(steps.shared & ((steps.read != steps.added) | (mapped_U != steps.gold)))
+    hits = np.flatnonzero(teacher.ids.take(steps.source[rows], axis=0) == steps.actual[rows, None])
     found, slots = np.divmod(hits, ids_UK.shape[1])
     ids_UK[rows[found], slots] = steps.gold[rows[found]]
 
 
-def _merge(ids_BK: IntArray, probs_BK: FloatArray, place_bits: int) -> None:
-    """In place: equal ids of a row become one slot with their sum; the tail's slots become unused."""
-    # 1) sorting numbers made of id and place brings equal ids together, and says where they were
-    keys_BK = ids_BK.view(np.uint32) << np.uint32(place_bits)
-    keys_BK |= np.arange(ids_BK.size, dtype=np.uint32).reshape(ids_BK.shape)
-    keys_BK.sort(axis=1)
-    keys, ids, probs = keys_BK.reshape(-1), ids_BK.reshape(-1), probs_BK.reshape(-1)
-    # 2) each key with the one before; the tail sorts last, and need not meet
-    alike_BK = np.zeros(ids_BK.shape, bool)
-    alike = alike_BK.reshape(-1)
-    np.less(keys[1:] ^ keys[:-1], np.uint32(1 << place_bits), out=alike[1:])
-    alike &= keys < np.uint32((1 << 32) - (1 << place_bits))
-    alike_BK[:, 0] = False
-    # 3) runs of equal ids: the later ones join the first
-    again = np.flatnonzero(alike)
+def _tails(num_slots: int) -> IntArray:
+    """A row of slots in the tail, whose ids do not meet: below 0, and each another."""
+    return np.arange(TAIL, TAIL - num_slots, -1, dtype=np.int32)
+
+
+def _merge(ids_UK: IntArray, probs_UK: FloatArray) -> None:
+    """In place: equal ids of a row become one slot with their sum; slots in the tail become unused."""
+    # 1) sorting numbers made of id and slot brings equal ids together, and says where they were
+    num_slots = ids_UK.shape[1]
+    slot_bits = num_slots.bit_length()
+    keys_UK = ids_UK.view(np.uint32) << np.uint32(slot_bits)
+    keys_UK |= np.arange(num_slots, dtype=np.uint32)
+    keys_UK.sort(axis=1)
+    keys, ids, probs = keys_UK.reshape(-1), ids_UK.reshape(-1), probs_UK.reshape(-1)
+    alike_UK = np.empty(ids_UK.shape, bool)
+    alike = alike_UK.reshape(-1)
+    np.less(keys[1:] ^ keys[:-1], np.uint32(1 << slot_bits), out=alike[1:])
+    alike_UK[:, 0] = False
+    # 2) runs of equal ids: the later ones join the first
+    again = alike.nonzero()[0]
     if len(again):
-        place_mask = (1 << place_bits) - 1
-        later = keys.take(again).astype(np.int64) & place_mask
-        runs = np.flatnonzero(np.concatenate(([True], again[1:] != again[:-1] + 1)))
-        first = keys.take(again.take(runs) - 1).astype(np.int64) & place_mask
+        slot_mask = np.uint32((1 << slot_bits) - 1)
+        row_start = again.astype(np.uint32) // np.uint32(num_slots) * np.uint32(num_slots)
+        later = ((keys.take(again) & slot_mask) + row_start).astype(np.intp)
+        runs = (~alike.take(again - 1)).nonzero()[0]
+        first = (keys.take(again.take(runs) - 1) & slot_mask) + row_start.take(runs)
         probs[first] += np.add.reduceat(probs.take(later), runs)
         ids[later] = TAIL
-    # 4) all bits of what is in the tail become 0
-    used_BK = ~(ids_BK >> 31)
-    ids_BK &= used_BK
-    probs_BK.view(np.int32)[...] &= used_BK
+    # 3) all bits of what is in the tail become 0
+    used_UK = ids_UK >> 31
+    np.invert(used_UK, out=used_UK)
+    ids_UK &= used_UK
+    probs_UK.view(np.int32)[...] &= used_UK

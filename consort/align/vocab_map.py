@@ -43,6 +43,13 @@ class VocabMap:
     opening_spaces: IntArray = field(repr=False)  # 1 for a source token that begins with a space
     _known: IntArray = field(repr=False)  # at a beginning's place, once without and once with a space before
 
+    def first_tokens(self, ids: IntArray) -> IntArray:
+        """First target token of each of `ids`, which may be any numbers from 0 on."""
+        # of the ways to look up, "wrap" is the quickest; nothing wraps where nothing is beyond the source
+        beyond = ids.max(initial=0) >= len(self.target_ids)
+        found: IntArray = self.target_ids.take(ids, mode="clip" if beyond else "wrap")
+        return found
+
     def remainders(self, ids: IntArray, bytes_read: IntArray, added: IntArray) -> IntArray:
         """First target token of what is left of each token after `bytes_read`, behind a space where `added`
         is 1.

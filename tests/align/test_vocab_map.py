@@ -82,6 +82,18 @@ def test_own_first_tokens(
     assert (None if found == TAIL else vocabularies[target].token_bytes[found]) == first
 
 
+def test_ids_beyond_the_source_go_nowhere_and_leave_the_others_alone(
+    vocabularies: dict[str, Vocabulary],
+) -> None:
+    source, target = vocabularies["gpt2"], vocabularies["llama2"]
+    mapping = vocab_map(source, target)
+    ids = np.arange(source.size, dtype=np.int32).reshape(-1, 1)
+    within = mapping.first_tokens(ids)
+    assert (within[:, 0] == mapping.target_ids[:-1]).all()
+    beyond = mapping.first_tokens(np.append(ids, [source.size, source.size + 40, 2 * source.size]))
+    assert (beyond == [*within[:, 0].tolist(), TAIL, TAIL, TAIL]).all()
+
+
 def test_remainders_are_the_own_encoding_of_what_is_left(vocabularies: dict[str, Vocabulary]) -> None:
     source, target = vocabularies["gpt-neox"], vocabularies["llama2"]
     mapping = vocab_map(source, target)
