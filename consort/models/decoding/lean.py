@@ -88,7 +88,7 @@ class LeanNetwork:
         if self.shows_states:
             self.states = x_ND.clone()  # a later pass computes where they lie
         head = self.decoder.head
-        return head.into(x_ND.new_empty(len(x_ND), head.weight.shape[1]), x_ND)
+        return head.into(x_ND.new_empty(len(x_ND), head.width), x_ND)
 
     @torch.inference_mode()
     def swap(self, slot: int, other: int, num_tokens: int) -> None:

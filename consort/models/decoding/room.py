@@ -43,14 +43,14 @@ def open_room(decoder: Decoder, shape: tuple[int, int]) -> Room:
     tokens, hidden = rows * width, decoder.embedding_VD.shape[1]
     kv_heads, dim = decoder.kv_heads, decoder.head_dim
     doubled_N2D = empty(tokens, 2 * hidden if isinstance(layer.attention_norm, RmsNorm) else hidden)
-    qkv_NO = empty(tokens, layer.qkv.weight.shape[1])
+    qkv_NO = empty(tokens, layer.qkv.width)
     qkv_NHD = qkv_NO.view(tokens, -1, dim)
     queries_BTHGD = qkv_NHD[:, : decoder.heads].view(rows, width, kv_heads, -1, dim)
     turned_NHD = qkv_NHD[:, : decoder.heads + kv_heads]
     pairs_NHR = None
     if decoder.rotation_CR is not None:
         pairs_NHR = torch.view_as_complex(turned_NHD.view(tokens, -1, dim // 2, 2))
-    up_NI = empty(tokens, layer.up.weight.shape[1])
+    up_NI = empty(tokens, layer.up.width)
     gate_NI, value_NI = up_NI.chunk(2, 1) if decoder.gated else (up_NI, up_NI)
     return Room(
         shape=shape,
