@@ -8,7 +8,7 @@ choose the end token, our loop takes no notice of it, so only lengths are the sa
 Together: one answer at a time against eight at once in the batch, by CPU seconds, weights and cache ready.
 Served: the same eight asked of `LocalLM` as eight streams at once, event loop and text included. Evaluation:
 128 prompts answered by `local.generate` against transformers' padded batch. The end token is ignored for
-long answers and where speed is measured "together", so that all answers have the same length; nothing else is.
+long answers and where speed is measured "together", so that answers have the same length; nothing else is.
 
     nice -n 19 env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python experiments/decoding.py [--prompts 16]
 """
@@ -240,8 +240,8 @@ def as_markdown(result: dict) -> str:
         f"Commit {result['commit']}; {result['hardware']}; load {result['load']:.1f}. Greedy, float32, CPU "
         f"seconds, medians. Alone: {NEW_TOKENS} tokens at most, with the reading of the prompt (quartiles of "
         f"the speed-up), and to the first token and after it. Long: {LONG} tokens each, the end token "
-        f"suppressed, tokens a second with the reading of the prompt. Eight: {LONG} tokens each, in the batch, "
-        "and as streams of `LocalLM`.",
+        f"suppressed, tokens a second with the reading of the prompt. Eight: {LONG} tokens each, in the "
+        "batch, and as streams of `LocalLM`.",
         "",
         "| model | generate, tokens/s | ours, tokens/s | speed-up | first token, later tokens | equal "
         "| long: generate, ours | speed-up "

@@ -38,7 +38,7 @@ class Cache:
     """Room for `slots` texts of up to `positions` tokens each."""
 
     def __init__(self, decoder: Decoder, *, slots: int, positions: int) -> None:
-        self.positions, self._group = positions, decoder.heads // decoder.kv_heads
+        self._group = decoder.heads // decoder.kv_heads
         # one position more, which nobody reads: what pads a short row is written there
         shape = (len(decoder.layers), 2, slots, decoder.kv_heads, positions + 1, decoder.head_dim)
         embedding_VD = decoder.embedding_VD
