@@ -291,8 +291,11 @@ class Batch:
                 finish = "stop"
             elif len(row.written) == row.max_new_tokens:
                 finish = "length"
-            logprob, top = _logprobs(logits_RV[place], token, row.top_logprobs)
-            written.append(Token(row, token, logprob, top, finish))
+            if row.top_logprobs is None:
+                written.append(Token(row, token, None, (), finish))
+            else:
+                logprob, top = _logprobs(logits_RV[place], token, row.top_logprobs)
+                written.append(Token(row, token, logprob, top, finish))
         return written
 
     def _leave(self, written: list[Token]) -> list[Token]:
@@ -319,11 +322,7 @@ def top_k(logits_V: Logits, count: int) -> TopK:
     return TopK(ids_K, logp_K, max(0.0, 1.0 - float(np.exp(logp_K).sum())))
 
 
-def _logprobs(
-    logits_V: Logits, token: int, count: int | None
-) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    if count is None:
-        return None, ()
+def _logprobs(logits_V: Logits, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
     logp_V = log_softmax(float64(logits_V))
     ids = likeliest(logp_V, count)
     return float(logp_V[token]), tuple(zip(ids.tolist(), logp_V[ids].tolist(), strict=True))

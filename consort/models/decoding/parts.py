@@ -12,20 +12,8 @@ from torch import Tensor
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 Norm: TypeAlias = "LayerNorm | RmsNorm"
 
-HALVED_ROWS = 3  # with fewer, products wait for each other more than for memory (experiments/decoding.py)
-
-
-@dataclass(frozen=True, slots=True)
-class Halves:
-    """A weight in float16, exactly, as FBGEMM lays it out: see `memory`."""
-
-    packed: Any
-    unit: float  # a power of two that the numbers are to be multiplied by
-
-    def product(self, x_NI: Tensor) -> Tensor:
-        """Rows times the weight over the unit, added up in float32."""
-        product_NO: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x_NI, self.packed)
-        return product_NO
+HalfProduct: TypeAlias = Callable[[Tensor, Any], Tensor]
+Product: TypeAlias = "Linear | HalfLinear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +22,45 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None
-    halves: Halves | None = None  # the same weight, for passes over several rows
+
+    @property
+    def width(self) -> int:
+        """Numbers out."""
+        return self.weight.shape[1]
 
     def into(self, out_NO: Tensor, x_NI: Tensor) -> Tensor:
         """Rows through the layer, written to `out_NO`."""
-        if self.halves is not None and len(x_NI) >= HALVED_ROWS:
-            product_NO, unit = self.halves.product(x_NI), self.halves.unit
-            if self.bias is None:
-                return torch.mul(product_NO, unit, out=out_NO)
-            return torch.add(self.bias, product_NO, alpha=unit, out=out_NO)
         if self.bias is None:
             return torch.mm(x_NI, self.weight, out=out_NO)
         return torch.addmm(self.bias, x_NI, self.weight, out=out_NO)
 
     def onto(self, residual_NO: Tensor, x_NI: Tensor) -> None:
         """The same added to a residual, in place."""
-        if self.halves is not None and len(x_NI) >= HALVED_ROWS:
-            residual_NO.add_(self.halves.product(x_NI), alpha=self.halves.unit)
-        else:
-            residual_NO.addmm_(x_NI, self.weight)
+        residual_NO.addmm_(x_NI, self.weight)
+        if self.bias is not None:
+            residual_NO.add_(self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLinear:
+    """The same with a weight in float16, exactly: see `memory`."""
+
+    multiply: HalfProduct  # rows by the weight over the unit, added up in float32
+    packed: Any
+    unit: float  # a power of two
+    width: int
+    bias: Tensor | None
+
+    def into(self, out_NO: Tensor, x_NI: Tensor) -> Tensor:
+        """As `Linear`."""
+        product_NO = self.multiply(x_NI, self.packed)
+        if self.bias is None:
+            return torch.mul(product_NO, self.unit, out=out_NO)
+        return torch.add(self.bias, product_NO, alpha=self.unit, out=out_NO)
+
+    def onto(self, residual_NO: Tensor, x_NI: Tensor) -> None:
+        """As `Linear`."""
+        residual_NO.add_(self.multiply(x_NI, self.packed), alpha=self.unit)
         if self.bias is not None:
             residual_NO.add_(self.bias)
 
@@ -94,12 +102,12 @@ class Layer:
     gives gate and value."""
 
     attention_norm: Norm
-    qkv: Linear
+    qkv: Product
     qk_norm: tuple[RmsNorm, Tensor] | None  # of each head, and then each head's weights [H, D]
-    out: Linear
+    out: Product
     mlp_norm: Norm
-    up: Linear
-    down: Linear
+    up: Product
+    down: Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class Decoder:
     embedding_VD: Tensor
     layers: tuple[Layer, ...]
     final_norm: Norm
-    head: Linear
+    head: Product
     heads: int
     kv_heads: int
     head_dim: int

@@ -54,7 +54,9 @@ def choose(
 ) -> list[int]:
     """One token a row; `positions` count the tokens of each answer from 0."""
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-    tokens: list[int] = logits_BV.argmax(-1).tolist()
+    # numpy compares with several numbers at once, torch's processor kernel does not; both take the first
+    here = not isinstance(logits_BV, np.ndarray) and logits_BV.is_cpu
+    tokens: list[int] = (np.asarray(logits_BV) if here else logits_BV).argmax(-1).tolist()
     if drawn:
         scores_RV = coupled(
             logits_BV[drawn], [samplings[row] for row in drawn], [positions[row] for row in drawn], keys

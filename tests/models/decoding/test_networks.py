@@ -95,6 +95,13 @@ def test_pieces_slots_swaps_and_cuts_do_not_show(architecture, network):
     )
     assert close(found, torch.stack([wanted[text][-1] for text in order]))
     found = opened.read(
+        [[TEXTS[0][-1]], [TEXTS[2][-1]]],
+        slots=[1, 2],
+        starts=[len(TEXTS[0]) - 1, len(TEXTS[2]) - 1],
+        every=False,
+    )
+    assert close(found, torch.stack([wanted[0][-1], wanted[2][-1]]))
+    found = opened.read(
         [[TEXTS[1][-1]], [TEXTS[2][-1]]],
         slots=[0, 2],
         starts=[len(TEXTS[1]) - 1, len(TEXTS[2]) - 1],
