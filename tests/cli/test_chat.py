@@ -51,6 +51,11 @@ def test_a_prompt_is_answered_once_to_stdout_alone(
     assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
 
 
+def test_a_prompt_may_stand_after_an_option(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(directory, "--seed", "3", "the clinic")) == 0
+    assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
+
+
 def test_a_pipe_is_answered_like_a_prompt(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

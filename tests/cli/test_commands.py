@@ -63,6 +63,20 @@ def test_a_command_that_cannot_be_read_leaves_with_2(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("budget_at", range(3))
+@pytest.mark.parametrize("state_at", range(3))
+def test_options_may_stand_anywhere_between_what_has_no_name(
+    budget_at: int, state_at: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[list[str]] = [[], [], []]
+    words[budget_at] += ["--budget", "3"]
+    words[state_at] += ["--state", str(tmp_path)]
+    assert main(["keys", *words[0], "add", *words[1], "laptop", *words[2]]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--state", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("laptop  budget 3")
+
+
 def test_an_error_is_one_line_on_stderr_and_leaves_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
