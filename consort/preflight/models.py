@@ -11,6 +11,7 @@ from consort.errors import ModelError
 from consort.models.footprint import RUNTIME_BYTES, Footprint, ModelFiles, read_model_files, tuning_footprint
 from consort.preflight.data import Rows
 from consort.preflight.reading import reading_problems
+from consort.preflight.served import served_problems
 from consort.problems import Problem
 
 GIGA = 1e9
@@ -47,6 +48,7 @@ def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
     survey.found += reading_problems(config, rows, {key: each.files for key, each in survey.known.items()})
     for index in range(len(config.devices)):
         _check_memory(survey, index)
+    survey.found += served_problems(config)
     return survey
 
 
