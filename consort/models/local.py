@@ -26,6 +26,7 @@ from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Network, Row
 from consort.models.decoding.network import open_network
 from consort.models.decoding.sampling import Sampling, apart
+from consort.models.hub import check_hub
 from consort.models.zoo import located
 
 PROMPT_TOKENS = 4096  # of a batch's prompts read at once: bounds the memory of a pass
@@ -119,13 +120,15 @@ def load_model(
     torch.set_num_threads(runtime.threads)
     disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
     where = located(str(path))
+    if not os.path.isdir(where):
+        check_hub(where)
     try:
         tokenizer = _load_tokenizer(where)
         module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
-            where=where,
+            where=str(path),
             hint="give a transformers directory, or a Hub id that HF_HOME holds or that can be downloaded",
         ) from error
     if chat_template:

@@ -108,7 +108,8 @@ def _limits(reader: Reader) -> Iterator[Problem]:
     context = reader.files.context_tokens
     if context and reader.max_tokens > context:
         what = f"max_tokens is {reader.max_tokens}, but {reader.who} reads at most {context}"
-        yield Problem(reader.limit_key, what, "the model's own limit is used", level="warning")
+        hint = "the model's own limit is used"
+        yield Problem(reader.limit_key, what, hint, reader.limit_key, level="warning")
 
 
 def _rows_problems(reader: Reader) -> Iterator[Problem]:

@@ -75,7 +75,10 @@ def test_the_line_of_the_adapter_is_named(folder: Path) -> None:
         (["cloud.model=zoo:clout"], "no such bundled model"),
         (["cloud.model=nowhere.gguf"], "nowhere.gguf: no such file"),
         (["proxy.model={}/proxy", "proxy.adapter={}/proxy"], "no adapter_config.json there"),
-        (["proxy.model={}/adapter", "proxy.adapter={}/adapter"], "is an adapter, and --adapter names another"),
+        (
+            ["proxy.model={}/adapter", "proxy.adapter={}/adapter"],
+            "is an adapter, and --adapter names another",
+        ),
         (["cloud.model={}/proxy", "cloud.chat_template={}/none.jinja"], "none.jinja"),
     ],
 )
