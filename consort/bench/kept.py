@@ -37,9 +37,14 @@ def load_party(
     model = load_model(
         settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=name
     )
-    if learned:
-        write_parameters(trainable_part(model, settings, seed=0), learned, where=name)
+    learn(model, settings, learned)
     return model
+
+
+def learn(model: LocalModel, settings: ModelConfig, learned: Mapping[str, FloatArray]) -> None:
+    """Give a party's bare model what it has learned; nothing leaves it as it is."""
+    if learned:
+        write_parameters(trainable_part(model, settings, seed=0), learned, where=model.name)
 
 
 def keep_models(config: Config, run_dir: Path, *, llm: Mapping[str, FloatArray], states: States) -> None:

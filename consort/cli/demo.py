@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     config = demo_config(suite)
     found = examine(config)
     raise_errors(found.problems)
-    result = co_tune_and_print(config, run_data(config, found.rows), args)
+    result = co_tune_and_print(config, run_data(found), args)
     served = _serve(args.run_dir, config.devices[0].name)
     if args.json:
         serving = None if served is None else [one.to_json() for one in served]

@@ -34,7 +34,8 @@ RUNTIME_BYTES = 400e6  # Python with torch and transformers imported
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model's folder says; `name` is how a person names it. `shapes` is empty where the weights are not at hand."""
+    """What a model's folder says; `name` is how a person names it. `shapes` is empty where the weights are
+    not at hand."""
 
     name: str
     folder: Path

@@ -10,7 +10,7 @@ from consort.config import Config, ModelConfig
 from consort.errors import ModelError
 from consort.models.footprint import RUNTIME_BYTES, Footprint, ModelFiles, read_model_files, tuning_footprint
 from consort.preflight.data import Rows
-from consort.preflight.reading import reading_problems
+from consort.preflight.reading import Lengths, reading_problems
 from consort.preflight.served import served_problems
 from consort.problems import Problem
 
@@ -34,6 +34,7 @@ class ModelSurvey:
     rows: Mapping[str, Rows]
     known: dict[str, Known] = field(default_factory=dict)
     found: list[Problem] = field(default_factory=list)
+    lengths: Lengths = field(default_factory=Lengths)
 
 
 def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
@@ -45,7 +46,8 @@ def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
         if model:
             _read(survey, key, model)
     _check_proxy(survey)
-    survey.found += reading_problems(config, rows, {key: each.files for key, each in survey.known.items()})
+    files = {key: each.files for key, each in survey.known.items()}
+    survey.found += reading_problems(config, rows, files, survey.lengths)
     for index in range(len(config.devices)):
         _check_memory(survey, index)
     survey.found += served_problems(config)

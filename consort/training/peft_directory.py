@@ -57,7 +57,7 @@ def base_of(directory: Path) -> str:
 def base_sha256_of(directory: Path) -> str:
     """The hash of the base that an adapter was made for; empty where another tool has written it."""
     with safe_open(directory / WEIGHTS, framework="np") as stored:
-        return (stored.metadata() or {}).get("base_sha256", "")
+        return str((stored.metadata() or {}).get("base_sha256", ""))
 
 
 def target_shapes(directory: Path) -> dict[str, tuple[int, int]]:

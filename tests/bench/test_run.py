@@ -29,6 +29,7 @@ from consort.gateway.serve import running
 from consort.models.local import load_model
 from consort.preflight import load_checked
 from consort.training.adapters import DOMAIN, SHARED, lora_parameters, read_adapter, write_parameters
+from consort.training.answers import answer
 from consort.training.peft_directory import load_adapter
 from consort.training.proxy import load_proxy
 from consort.training.tuned import load_tuned
@@ -52,7 +53,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("consort")
     found = load_checked(write_tunable_consort(folder))
-    config, data, told = found.config, run_data(found.config, found.rows), list[str]()
+    config, data, told = found.config, run_data(found), list[str]()
     result = run_co_tuning(config, data, folder / "run", resume=False, report=told.append)
     return Finished(config, data, folder / "run", result, told)
 
@@ -109,6 +110,27 @@ def test_the_json_has_the_promised_keys(finished: Finished) -> None:
         assert device["downlink_bytes"] > 0
     assert {"rouge_l", "em"} <= found["cloud"]["before"].keys() & found["cloud"]["after"].keys()
     assert found["run_dir"] == str(finished.run_dir)
+
+
+def test_every_model_answers_every_shown_prompt_before_and_after(finished: Finished) -> None:
+    config, result = finished.config, finished.result
+    assert [example.device for example in result.examples] == ["bank", "shop"]
+    page = (finished.run_dir / "report.html").read_text()
+    card = (finished.run_dir / "README.md").read_text()
+    for example in result.examples:
+        assert [said.model for said in example.answers] == ["bank", "shop", "cloud"]
+        assert example.prompt.strip() in page
+        assert example.prompt.strip() in card
+        rows = finished.data.devices[example.device].test
+        (sample,) = (row for row in rows if row.prompt == example.prompt)
+        for name, settings in (("bank", config.devices[0].slm), ("shop", config.devices[1].slm)):
+            said = next(said for said in example.answers if said.model == name)
+            for model, found in (
+                (settings.model, said.before),
+                (finished.run_dir / "adapters" / name, said.after),
+            ):
+                loaded = load_tuned(str(model), adapter=None, runtime=CPU)
+                assert answer(loaded, [sample], max_new_tokens=4) == [found]
 
 
 def test_measured_are_the_test_rows_and_no_others(finished: Finished) -> None:
