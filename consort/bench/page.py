@@ -8,6 +8,7 @@ from html import escape
 from importlib.resources import files
 
 from consort.bench.metrics import Score
+from consort.problems import counted
 from consort.bench.results import (
     RIGHT,
     UNREAD,
@@ -73,7 +74,7 @@ def _summary(result: RunResult) -> str:
     ]
     total = sum(device.uplink_bytes + device.downlink_bytes for device in result.devices)
     return (
-        f'<p class="quiet">{len(result.devices)} devices and one cloud model, {result.seconds:.0f} seconds, '
+        f'<p class="quiet">{counted(len(result.devices), "device")} and one cloud model, {result.seconds:.0f} seconds, '
         f"{size(total)} sent in all.</p>\n<p>Mean over the devices, in percent. "
         + ". ".join(map(escape, sentences))
         + ".</p>\n"

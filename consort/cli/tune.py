@@ -37,16 +37,23 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where the run goes (default: runs/<name>-<time>)"
     )
+    parser.add_argument(
+        "--ignore-memory", action="store_true", help="begin though the forecast says memory does not suffice"
+    )
     parser.add_argument("--resume", action="store_true", help="finish an interrupted run of --run-dir")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then run."""
+    from consort.preflight.memory import memory_here, require_memory
+
     found = load_checked(args.file, args.set)
     progress = Console(stderr=True)
     for problem in found.problems:
         progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
+    if not args.ignore_memory:
+        require_memory(found, memory_here(found.config.runtime.device), where=args.file)
     result = co_tune_and_print(found.config, run_data(found), args)
     if args.json:
         print(json.dumps(result.to_json()))

@@ -112,6 +112,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def card_bytes(name: str) -> int:
+    """Memory of the graphics card behind a device's name; 0 where that is no card with its own."""
+    device = resolve_device(name)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
 def load_model(
     path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = ""
 ) -> LocalModel:

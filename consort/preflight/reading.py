@@ -39,6 +39,7 @@ class Reader:
     template_hint: str
     max_tokens: int
     limit_key: str  # of max_tokens
+    writes: int  # tokens of an answer that is not given yet
     rows: list[Placed]
 
     @property
@@ -81,6 +82,7 @@ def _readers(config: Config, rows: Mapping[str, Rows], files: Mapping[str, Model
     pruned = not config.proxy.model
     proxy_key = "cloud.model" if pruned else "proxy.model"
     proxy_template = config.cloud.chat_template if pruned else ""
+    writes = config.eval.max_new_tokens
     parties = [("cloud", "cloud", config.cloud, _placed(rows, "public"))]
     for index, device in enumerate(config.devices):
         own = _placed(rows, f"devices.{index}.data", f"devices.{index}.unlabelled")
@@ -97,12 +99,15 @@ def _readers(config: Config, rows: Mapping[str, Rows], files: Mapping[str, Model
                 _TEMPLATE,
                 limit,
                 limit_key,
+                writes,
                 its_rows,
             )
         if (proxy := files.get(proxy_key)) and not (pruned and key == "cloud"):  # then it reads as the cloud
             hint = _TEMPLATE if pruned else _PROXY_TEMPLATE
             who = f"the proxy, {proxy.name}"
-            yield Reader(party, who, proxy_key, proxy, proxy_template, hint, limit, limit_key, its_rows)
+            yield Reader(
+                party, who, proxy_key, proxy, proxy_template, hint, limit, limit_key, writes, its_rows
+            )
 
 
 def _placed(rows: Mapping[str, Rows], *keys: str) -> list[Placed]:
@@ -168,7 +173,7 @@ def _lengths(
             hint = f"raise {_LIMIT.sub('.', reader.limit_key)}, or shorten or drop the row"
             too_long.append(Problem(placed.where, what, hint, reader.limit_key))
         cut += prompt + answer > room
-        longest = max(longest, min(prompt + answer, room))
+        longest = max(longest, min(prompt + (answer or reader.writes), room))
     yield from first_few(empty, "rows with an empty prompt")
     yield from first_few(too_long, f"answers that do not fit a context of {room} of {reader.who}")
     key = reader.limit_key
