@@ -8,7 +8,6 @@ from html import escape
 from importlib.resources import files
 
 from consort.bench.metrics import Score
-from consort.problems import counted
 from consort.bench.results import (
     RIGHT,
     UNREAD,
@@ -20,6 +19,7 @@ from consort.bench.results import (
     result_lines,
     size,
 )
+from consort.problems import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,9 @@ def _summary(result: RunResult) -> str:
         for metric, label in (("em", "Exact match"), ("rouge_l", "Rouge-L"))
     ]
     total = sum(device.uplink_bytes + device.downlink_bytes for device in result.devices)
+    devices = counted(len(result.devices), "device")
     return (
-        f'<p class="quiet">{counted(len(result.devices), "device")} and one cloud model, {result.seconds:.0f} seconds, '
+        f'<p class="quiet">{devices} and one cloud model, {result.seconds:.0f} seconds, '
         f"{size(total)} sent in all.</p>\n<p>Mean over the devices, in percent. "
         + ". ".join(map(escape, sentences))
         + ".</p>\n"

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     if args.demo:
         write_suite(data)
-        text = render_template(demo_config(Path(data.name)), title="The demo: bundled models, generated data.")
+        text = render_template(
+            demo_config(Path(data.name)), title="The demo: bundled models, generated data."
+        )
     else:
         text = render_template(SAMPLE, title="A consort: what every key means, with values to change.")
     file.write_text(text, encoding="utf-8")

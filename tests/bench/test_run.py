@@ -30,6 +30,7 @@ from consort.models.local import load_model
 from consort.preflight import load_checked
 from consort.training.adapters import DOMAIN, SHARED, lora_parameters, read_adapter, write_parameters
 from consort.training.answers import answer
+from consort.training.export import Form, export_model
 from consort.training.peft_directory import load_adapter
 from consort.training.proxy import load_proxy
 from consort.training.tuned import load_tuned
@@ -152,6 +153,17 @@ def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: 
         load_adapter(model, adapters / owner)
         assert not torch.equal(untouched, model.hidden(ids))
     load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_what_is_exported_of_a_model_tuned_in_full_names_what_it_was_tuned_from(
+    form: Form, finished: Finished, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf", reason="the gguf package writes GGUF: pip install gguf")
+    folder = str(finished.run_dir / "adapters" / "bank")
+    model = load_tuned(folder, adapter=None, runtime=CPU)
+    export_model(model, tmp_path / "out", form=form, precision="float16", base=folder)
+    assert f"base_model: {bank_model(finished)}\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_served_proxy_drafts_and_steers(finished: Finished, tmp_path: Path) -> None:
