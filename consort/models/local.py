@@ -156,7 +156,10 @@ def _load_tokenizer(where: str) -> Any:
 
 def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:
     """A module and a tokenizer in memory as a LocalModel, frozen, on the runtime's device."""
-    vocabulary = Vocabulary.of(tokenizer)
+    try:
+        vocabulary = Vocabulary.of(tokenizer)
+    except ModelError as error:
+        raise ModelError(error.what, where=name, hint=error.hint) from error
     if vocabulary.eos_id is None:
         raise ModelError(
             "the tokenizer has no end-of-sequence token",

@@ -104,5 +104,5 @@ def _check_memory(survey: ModelSurvey, index: int) -> None:
         has = f'device "{device.name}" has {device.memory_gb:g} GB'
         hint = "use a smaller model, LoRA in place of full, fewer batch_rows or fewer max_tokens"
         survey.found.append(
-            Problem(key, f"{has}; its model and the proxy need about {needed:.1f}", hint, key)
+            Problem(key, f"{has}; its model and the proxy need about {needed:.1f} GB", hint, key)
         )

@@ -6,6 +6,7 @@ Prompts are written and counted as training does it (`training.data`), from the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,9 @@ def _lengths(
             empty.append(Problem(placed.where, what, "write what is asked, or drop the row", reader.key))
         if answer >= room:
             what = f"an answer of {answer} tokens does not fit a context of {room} of {reader.who}"
-            hint = f"raise {_LIMIT.sub('.', reader.limit_key)}, or shorten or drop the row"
+            hint = "shorten or drop the row, or take a model that reads more"
+            if reader.max_tokens < (reader.files.context_tokens or math.inf):
+                hint = f"raise {_LIMIT.sub('.', reader.limit_key)}, or shorten or drop the row"
             too_long.append(Problem(placed.where, what, hint, reader.limit_key))
         cut += prompt + answer > room
         longest = max(longest, min(prompt + (answer or reader.writes), room))

@@ -158,7 +158,8 @@ def _device_problems(devices: tuple[DeviceConfig, ...]) -> Iterator[Problem]:
             )
         elif first.setdefault(name.casefold(), index) != index:  # a folder's name may ignore case
             other = first[name.casefold()] + 1
-            yield _problem(f"{key}.name", f"devices {other} and {index + 1} are both named {shown(name)}")
+            what = f"devices {other} and {index + 1} are both named {shown(name)}"
+            yield _problem(f"{key}.name", what, "give each a name of its own: it becomes a folder's name")
         if not device.data:
             what = f"device {shown(name)} has no data"
             yield _problem(

@@ -241,6 +241,14 @@ def test_many_rows_with_one_mistake_are_three_lines_and_a_count(
     assert more in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"), [(32, "raise devices.slm.max_tokens"), (64, "a model that reads more")]
+)
+def test_raising_the_limit_is_advised_only_where_it_helps(consort: Consort, limit: int, words: str) -> None:
+    write_rows(consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "long " * 70}])
+    assert words in told(consort, f"devices.bank.slm.max_tokens={limit}")
+
+
 def test_what_the_template_adds_counts_as_part_of_the_prompt(consort: Consort) -> None:
     assert told(consort) == ""
     (consort.folder / "chat.jinja").write_text("{{ 'so many words ' * 30 }}{{ messages[0].content }}")
