@@ -75,7 +75,7 @@ def _summary(result: RunResult) -> str:
     total = sum(device.uplink_bytes + device.downlink_bytes for device in result.devices)
     devices = counted(len(result.devices), "device")
     return (
-        f'<p class="quiet">{devices} and one cloud model, {result.seconds:.0f} seconds, '
+        f'<p class="quiet">{devices} and one cloud model, {counted(round(result.seconds), "second")}, '
         f"{size(total)} sent in all.</p>\n<p>Mean over the devices, in percent. "
         + ". ".join(map(escape, sentences))
         + ".</p>\n"
