@@ -160,7 +160,7 @@ class _Reader:
             return value
         folder = Path.cwd() if self.origin.overridden(key) else self.folder
         # os.path, unlike Path, answers for any text: names too long, users unknown.
-        resolved = os.path.join(folder, os.path.expanduser(value))
+        resolved = os.path.join(folder, os.path.expanduser(value.removeprefix("./")))
         is_place = name in PATH_FIELDS or value.startswith((".", "/", "~")) or os.path.isdir(resolved)
         return resolved if is_place else value
 

@@ -23,6 +23,7 @@ from typing import Literal
 
 from consort.errors import ModelError
 from consort.models import zoo
+from consort.models.gguf.library import INSTALL
 
 DISTRIBUTION = "consort-lm"
 MODULES = {"llama-cpp-python": "llama_cpp"}  # where a module has another name
@@ -85,7 +86,7 @@ def check_extras() -> Iterator[Finding]:
         detail = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         if missing:
             lacks = f"not installed: {', '.join(missing)}" + (f" (found {detail})" if detail else "")
-            repair = f"pip install '{DISTRIBUTION}[{extra}]'"
+            repair = INSTALL if extra == "gguf" else f"pip install '{DISTRIBUTION}[{extra}]'"
             yield Finding(f"extra {extra}", "fail" if extra == "local" else "warn", lacks, repair)
         else:
             yield Finding(f"extra {extra}", "ok", detail)
@@ -158,8 +159,7 @@ def check_llama_cpp() -> Iterator[Finding]:
     if program or importlib.util.find_spec("llama_cpp"):
         yield Finding("llama.cpp", "ok", program or f"llama-cpp-python {_version('llama-cpp-python')}")
     else:
-        repair = f"pip install '{DISTRIBUTION}[gguf]' (builds from source, 5 to 10 minutes)"
-        yield Finding("llama.cpp", "warn", "not installed; only needed to run an exported GGUF", repair)
+        yield Finding("llama.cpp", "warn", "not installed; only needed to run an exported GGUF", INSTALL)
 
 
 def extra_of(module: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from consort.align import align_rows
-from consort.doctor import GIGA, Finding, torch_devices
-from consort.models.footprint import RUNTIME_BYTES
+from consort.doctor import Finding, torch_devices
 from consort.preflight import Preflight
-from consort.preflight.models import forecast_cloud, forecast_device, forecast_proxy
+from consort.preflight.memory import SMALLER, Forecast, Offer, available_memory, forecast_run
+from consort.problems import counted
 
 PAIR_ROWS = 20  # public rows on which the alignment of a pair of tokenizers is measured
 LEAST_COVERAGE = 0.4  # below this, few positions of a pair can be taught without conditioning
@@ -24,7 +24,7 @@ def check_problems(found: Preflight) -> Iterator[Finding]:
     """The mistakes that `consort check` tells one by one."""
     errors = sum(problem.level == "error" for problem in found.problems)
     warnings = len(found.problems) - errors
-    detail = f"{errors} mistakes, {warnings} warnings"
+    detail = f"{counted(errors, 'mistake')}, {counted(warnings, 'warning')}"
     if found.problems:
         yield Finding("configuration", "fail" if errors else "warn", detail, "consort check FILE tells each")
     else:
@@ -32,28 +32,16 @@ def check_problems(found: Preflight) -> Iterator[Finding]:
 
 
 def check_memory(found: Preflight) -> Iterator[Finding]:
-    """Whether this machine can hold all parties of the run at once, `runtime.workers` of them learning."""
-    assert found.models is not None, "the doctor looks at the models"
-    devices = [forecast_device(found.models, index) for index in range(len(found.config.devices))]
-    parties = [forecast_cloud(found.models), forecast_proxy(found.models), *devices]
-    known = [party for party in parties if party is not None]
-    if len(known) < len(parties):
+    """Whether this machine can hold the run at its most demanding moment."""
+    needed = forecast_run(found)
+    if needed is None:
         yield Finding("memory", "warn", "not forecast: the size of a model is unknown", "consort check FILE")
         return
-    held = sum(party.frozen_bytes + party.learned_bytes for party in known)
-    learning = max(party.activation_bytes for party in known) + RUNTIME_BYTES
-    needed = held + found.config.runtime.workers * learning
-    offered, place = _memory(found.config.runtime.device)
-    detail = f"about {needed / GIGA:.1f} GB needed, {offered / GIGA:.1f} GB {place}"
-    if needed <= offered:
-        yield Finding("memory", "ok", detail)
+    forecast = Forecast(needed, _memory(found.config.runtime.device))
+    if forecast.fits:
+        yield Finding("memory", "ok", str(forecast))
     else:
-        yield Finding(
-            "memory",
-            "fail",
-            detail,
-            'smaller models, trainable = "lora", fewer tune.batch_rows, max_tokens or runtime.workers',
-        )
+        yield Finding("memory", "fail" if forecast.hopeless else "warn", str(forecast), SMALLER)
 
 
 def check_pairs(found: Preflight) -> Iterator[Finding]:
@@ -87,13 +75,11 @@ def check_pairs(found: Preflight) -> Iterator[Finding]:
         )
 
 
-def _memory(device: str) -> tuple[float, str]:
-    """Bytes offered to a run on this device, and where."""
+def _memory(device: str) -> Offer:
+    """Memory for a run on this device, without a torch in this process, which may not start."""
     asked = torch_devices() if device.startswith(("auto", "cuda")) else ()
     cards = [card for card in asked if card.memory_bytes]
     if cards:
         card = next((card for card in cards if card.name == device), cards[0])
-        return card.memory_bytes, f"on {card.name}"
-    import psutil
-
-    return psutil.virtual_memory().available, "available"
+        return Offer(card.memory_bytes, f"on {card.name}")
+    return available_memory()

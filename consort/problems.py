@@ -56,6 +56,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known) or 'none'}"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
 def shown(value: object) -> str:
     """A configuration value as a person writes it, short enough for one line."""
     if isinstance(value, dict):

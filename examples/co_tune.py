@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     # 3) the run; with resume=True it goes on where a killed one stood
     result = run_co_tuning(
         config,
-        run_data(config, found.rows),
+        run_data(found),
         folder / "run",
         resume=False,
         report=lambda line: print(f"  {line}"),

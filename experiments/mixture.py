@@ -122,7 +122,7 @@ def prepared(run_dir: Path) -> Config:
     config = replace(config, runtime=replace(config.runtime, workers=1))
     if not (run_dir / "result.json").exists():
         write_suite(run_dir / "suite")
-        data = run_data(config, examine(config).rows)
+        data = run_data(examine(config))
         resume = (run_dir / "config.toml").exists()
         run_co_tuning(config, data, run_dir, resume=resume, report=lambda line: print(line, file=sys.stderr))
     return config

@@ -10,6 +10,7 @@ import pytest
 
 from consort import doctor, doctor_run
 from consort.doctor import Finding, check_cache, check_disk, check_extras, check_threads, examine_machine
+from consort.models.gguf.library import INSTALL
 from consort.preflight import examine_file
 from tests import tiny_consort
 
@@ -98,3 +99,11 @@ def test_more_rows_a_step_than_the_machine_holds_is_told_before_it_is_tried(
     findings = {finding.name: finding for finding in doctor_run.examine_run(found)}
     assert findings["memory"].state == "fail"
     assert "tune.batch_rows" in findings["memory"].repair
+
+
+def test_llama_cpp_is_said_to_build_as_long_wherever_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda module: None)
+    assert only(list(doctor.check_llama_cpp())).repair == INSTALL
+    quickstart = (Path(doctor.__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    assert INSTALL.partition("(builds from source: ")[2].rstrip(")") in quickstart

@@ -1,4 +1,4 @@
-"""From the answers of a run's models to its result: scores, gains, traffic, examples. Runs no model."""
+"""From the answers of a run's models to its result: scores, gains, traffic. Runs no model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consort.bench.metrics import Scores, majority_baseline, score_answers
-from consort.bench.results import CloudResult, DeviceResult, ModelAnswer, RoundBytes, RunResult, ShownPrompt
+from consort.bench.results import CloudResult, DeviceResult, RoundBytes, RunResult, ShownPrompt
 from consort.config import Config, DeviceConfig
 from consort.federated.co_plms import Traffic
-from consort.training.data import Sample
+from consort.training.data import Sample, Shortened
 
 PUBLIC = "public"  # the name of the rows that no device owns
-EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,12 @@ class DeviceRows:
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """All rows of a run."""
+    """All rows of a run, and which of them are too long for a model."""
 
     public_train: list[Sample]
     public_test: list[Sample]
     devices: Mapping[str, DeviceRows]
+    shortened: tuple[Shortened, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,15 @@ def run_result(
     data: RunData,
     answers: Answers,
     traffic: Sequence[Traffic],
+    examples: Sequence[ShownPrompt],
     *,
     seconds: float,
     run_dir: Path,
 ) -> RunResult:
     """The whole result of a run."""
     devices = tuple(_device(device, data, answers, traffic) for device in config.devices)
-    examples = tuple(_example(device.name, data, answers) for device in config.devices[:EXAMPLES])
-    return RunResult(devices, _cloud(config, data, answers), seconds, str(run_dir), examples)
+    cloud = _cloud(config, data, answers)
+    return RunResult(devices, cloud, seconds, str(run_dir), tuple(examples), data.shortened)
 
 
 def _device(
@@ -103,28 +104,6 @@ def _cloud(config: Config, data: RunData, answers: Answers) -> CloudResult:
     return CloudResult(
         "cloud", model, _scores(before, test), _scores(after, test), _majority(train, test), domains
     )
-
-
-def _example(device: str, data: RunData, answers: Answers) -> ShownPrompt:
-    """The first test row that co-tuning set right, else the first one."""
-    rows, before, after = data.devices[device].test, answers.before[device], answers.after[device]
-    mended = [
-        number
-        for number, row in enumerate(rows)
-        if after[number] == row.answer and before[number] != row.answer
-    ]
-    chosen = mended[0] if mended else 0
-    said = (
-        ModelAnswer(device, before[chosen], after[chosen]),
-        ModelAnswer("cloud", answers.cloud_before[device][chosen], answers.cloud_after[device][chosen]),
-    )
-    return ShownPrompt(_asked(rows[chosen]), rows[chosen].answer or "", said)
-
-
-def _asked(sample: Sample) -> str:
-    if isinstance(sample.prompt, str):
-        return sample.prompt
-    return "\n".join(turn.content for turn in sample.prompt)
 
 
 def _scores(answers: Sequence[str], rows: Sequence[Sample]) -> Scores:

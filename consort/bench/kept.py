@@ -13,7 +13,7 @@ from consort.bench.served import ADAPTERS, CLOUD, PROXIES, PROXY, own_proxy
 from consort.config import Config, ModelConfig
 from consort.federated.party import PrivateState
 from consort.files import whole_file
-from consort.models.local import LocalModel, load_model, save_model
+from consort.models.local import LocalModel, load_model
 from consort.training.adapters import (
     DOMAIN,
     OWN,
@@ -25,6 +25,7 @@ from consort.training.adapters import (
 from consort.training.peft_directory import save_adapter
 from consort.training.proxy import load_proxy
 from consort.training.stacking import stack_adapters
+from consort.training.tuned import save_tuned
 from consort.types import Adapter, FloatArray
 
 States = Mapping[str, PrivateState | None]  # by device; None before its first finished round
@@ -37,9 +38,14 @@ def load_party(
     model = load_model(
         settings.model, runtime=config.runtime, chat_template=settings.chat_template, name=name
     )
-    if learned:
-        write_parameters(trainable_part(model, settings, seed=0), learned, where=name)
+    learn(model, settings, learned)
     return model
+
+
+def learn(model: LocalModel, settings: ModelConfig, learned: Mapping[str, FloatArray]) -> None:
+    """Give a party's bare model what it has learned; nothing leaves it as it is."""
+    if learned:
+        write_parameters(trainable_part(model, settings, seed=0), learned, where=model.name)
 
 
 def keep_models(config: Config, run_dir: Path, *, llm: Mapping[str, FloatArray], states: States) -> None:
@@ -53,7 +59,7 @@ def keep_models(config: Config, run_dir: Path, *, llm: Mapping[str, FloatArray],
         if settings.trainable == "lora" and OWN in getattr(model.module, "peft_config", {}):
             save_adapter(model, OWN, run_dir / ADAPTERS / name, base=settings.model)
         else:
-            save_model(model, run_dir / ADAPTERS / name)
+            save_tuned(model, run_dir / ADAPTERS / name, base=settings.model)
 
 
 def keep_proxies(config: Config, run_dir: Path, proxy_dir: Path, *, shared: Adapter, states: States) -> None:

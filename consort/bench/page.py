@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from consort.bench.metrics import Score, exact_match
-from consort.bench.results import Line, RunResult, ShownPrompt, mean_scores, percent, result_lines, size
+from consort.bench.metrics import Score
+from consort.bench.results import (
+    RIGHT,
+    UNREAD,
+    Line,
+    RunResult,
+    ShownPrompt,
+    mean_scores,
+    percent,
+    result_lines,
+    size,
+)
+from consort.problems import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,8 @@ def page(
     sections = [
         _section("Result", _result_table(result) + _pictures(bars, note)),
         _section("Bytes", _traffic_table(result)),
-        _section("Answers", "".join(map(_example, result.examples))) if result.examples else "",
+        _section("Answers", _ANSWERS + "".join(map(_example, result.examples))) if result.examples else "",
+        _section("Shortened prompts", _shortened(result)),
         _section("Learning curves", _pictures(curves, note or "No training step was logged.")),
         _section("How it was run", _details("Configuration", config) + _environment(environment)),
     ]
@@ -61,8 +73,9 @@ def _summary(result: RunResult) -> str:
         for metric, label in (("em", "Exact match"), ("rouge_l", "Rouge-L"))
     ]
     total = sum(device.uplink_bytes + device.downlink_bytes for device in result.devices)
+    devices = counted(len(result.devices), "device")
     return (
-        f'<p class="quiet">{len(result.devices)} devices and one cloud model, {result.seconds:.0f} seconds, '
+        f'<p class="quiet">{devices} and one cloud model, {counted(round(result.seconds), "second")}, '
         f"{size(total)} sent in all.</p>\n<p>Mean over the devices, in percent. "
         + ". ".join(map(escape, sentences))
         + ".</p>\n"
@@ -128,21 +141,24 @@ def _traffic_table(result: RunResult) -> str:
         rows.append(_named_row(device.name, "".join(f"<td>{text}</td>" for text in texts)))
     return _table(
         "Sent / received by each device, as it travelled: compressed, with headers and checksums.",
-        ("Device", *(f"round {number}" for number in rounds), "total"),
+        ("Device", *(f"round {number + 1}" for number in rounds), "total"),
         rows,
     )
 
 
+_ANSWERS = (
+    '<p class="quiet">Of each of the first devices one test prompt: the first that co-tuning set right, else '
+    "the first of all. Chosen to show a change, they prove nothing; the table above measures.</p>\n"
+)
+
+
 def _example(example: ShownPrompt) -> str:
     rows = [
-        _named_row(
-            answer.model,
-            _answer_cell(answer.before, example.reference) + _answer_cell(answer.after, example.reference),
-        )
+        _named_row(answer.model, _answer_cell(answer.before, example) + _answer_cell(answer.after, example))
         for answer in example.answers
     ]
     table = _table(
-        f"Right answer: {example.reference}",
+        f"Of {example.device}. Right answer: {example.reference}",
         ("Model", "before", "after"),
         rows,
         text_heads=("before", "after"),
@@ -150,13 +166,34 @@ def _example(example: ShownPrompt) -> str:
     return f"<article>\n<h3>{escape(example.prompt)}</h3>\n{table}</article>\n"
 
 
+def _shortened(result: RunResult) -> str:
+    if not result.shortened:
+        return '<p class="quiet">None: every prompt and its answer fit the models that read them.</p>\n'
+    rows = [
+        _named_row(
+            each.party,
+            f'<td class="text">{escape(each.reader)}</td><td>{each.rows} of {each.of}</td>'
+            f"<td>{each.max_tokens}</td>",
+        )
+        for each in result.shortened
+    ]
+    return _table(
+        "Rows longer than what a model reads: their prompts lost the beginning, their answers nothing.",
+        ("Whose rows", "read by", "shortened", "longest, tokens"),
+        rows,
+        text_heads=("read by",),
+    )
+
+
 def _named_row(name: str, cells: str) -> str:
     return f'<tr class="first"><th scope="row">{escape(name)}</th>{cells}</tr>\n'
 
 
-def _answer_cell(answer: str, reference: str) -> str:
-    right = " right" if exact_match(answer, reference) else ""
-    return f'<td class="text{right}">{escape(answer)}</td>'
+def _answer_cell(answer: str | None, example: ShownPrompt) -> str:
+    if answer is None:
+        return f'<td class="text"><small>{UNREAD}</small></td>'
+    mark = example.mark(answer)
+    return f'<td class="text{" right" if mark == RIGHT else ""}"><b>{mark}</b> {escape(answer)}</td>'
 
 
 def _pictures(pictures: Sequence[Picture], note: str) -> str:

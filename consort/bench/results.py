@@ -1,17 +1,16 @@
-"""The result of a co-tuning run as data, as JSON and as tables in the terminal. Does not measure or plot."""
+"""The result of a co-tuning run as data, as JSON and as the lines of its table. Does not measure or print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from consort.bench.metrics import Score, Scores, exact_match, paired_difference
+from consort.training.data import Shortened
 
-from consort.bench.metrics import Score, Scores, paired_difference
+RIGHT, WRONG = "✓", "✗"
+UNREAD = "– cannot read it"  # in the place of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +69,25 @@ class CloudResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """What one model said to an example's prompt."""
+    """What one model said to an example's prompt; None where it cannot read it."""
 
     model: str
-    before: str
-    after: str
+    before: str | None
+    after: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """A prompt from the test rows, its right answer, and everybody's answers."""
+    """A prompt from a device's test rows, its right answer, and everybody's answers."""
 
+    device: str
     prompt: str
     reference: str
     answers: tuple[ModelAnswer, ...]
+
+    def mark(self, answer: str) -> str:
+        """For the right answer, and for a wrong one."""
+        return RIGHT if exact_match(answer, self.reference) else WRONG
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +99,19 @@ class RunResult:
     seconds: float
     run_dir: str
     examples: tuple[ShownPrompt, ...] = ()
+    shortened: tuple[Shortened, ...] = ()  # prompts that lost their beginning
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints: scores are shares, every one with its standard error."""
         return {
-            "devices": [_device_json(device) for device in self.devices],
-            "cloud": _cloud_json(self.cloud),
+            "devices": [_device_json(device) | self._shortened_json(device.name) for device in self.devices],
+            "cloud": _cloud_json(self.cloud) | self._shortened_json(self.cloud.name),
             "seconds": round(self.seconds, 1),
             "run_dir": self.run_dir,
         }
+
+    def _shortened_json(self, party: str) -> dict[str, Any]:
+        return {"shortened_prompts": [asdict(each) for each in self.shortened if each.party == party]}
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
@@ -152,64 +160,6 @@ def result_lines(result: RunResult) -> list[Line]:
     return lines
 
 
-def print_result(result: RunResult, console: Console) -> None:
-    """The result as one table, the bytes, then the examples; fits 80 columns."""
-    table = _table("Percent ± standard error")
-    for heading in ("", " ", "zero-shot", "alone", "co-tuned", "gain", "majority"):
-        table.add_column(heading, justify="right" if heading.strip() else "left", no_wrap=bool(heading))
-    for line in result_lines(result):
-        cells = [_percent_or_dash(line.before), _percent_or_dash(line.alone), _percent_or_dash(line.after)]
-        gain = "–" if line.gain is None else percent(line.gain, signed=True)
-        first, last = (line.who, "") if line.majority is None else (line.model, f"{100 * line.majority:.1f}")
-        table.add_row(escape(first), line.metric, *cells, gain, last, end_section=line.majority is not None)
-    console.print(table)
-    print_traffic(result, console)
-    for example in result.examples:
-        print_example(example, console)
-    console.print(
-        f"{result.seconds:.0f} s; report and adapters in {result.run_dir}", markup=False, highlight=False
-    )
-
-
-def print_traffic(result: RunResult, console: Console) -> None:
-    """Bytes up and down, per device and round."""
-    rounds = sorted({one.round for device in result.devices for one in device.traffic})
-    table = _table("Bytes sent / received")
-    table.add_column("")
-    for number in rounds:
-        table.add_column(f"round {number}", justify="right")
-    table.add_column("total", justify="right")
-    for device in result.devices:
-        by_round = {
-            one.round: f"{size(one.uplink_bytes)} / {size(one.downlink_bytes)}" for one in device.traffic
-        }
-        total = f"{size(device.uplink_bytes)} / {size(device.downlink_bytes)}"
-        table.add_row(escape(device.name), *(by_round.get(number, "–") for number in rounds), total)
-    console.print(table)
-
-
-def print_example(example: ShownPrompt, console: Console) -> None:
-    """A prompt with every model's answer before and after."""
-    table = _table(escape(example.prompt))
-    table.caption = escape(f"right answer: {example.reference}")
-    for heading in ("", "before", "after"):
-        table.add_column(heading, overflow="fold")
-    for answer in example.answers:
-        table.add_row(escape(answer.model), escape(answer.before), escape(answer.after))
-    console.print(table)
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-    )
-
-
 def _lines(
     who: str, model: str, stages: tuple[Scores, Scores | None, Scores], gain: Scores | None, majority: float
 ) -> list[Line]:
@@ -227,10 +177,6 @@ def _lines(
         )
         for metric, label in (("rouge_l", "Rouge-L"), ("em", "EM"))
     ]
-
-
-def _percent_or_dash(score: Score | None) -> str:
-    return "–" if score is None else percent(score)
 
 
 def _paired(ours: Scores, theirs: Scores) -> Scores | None:

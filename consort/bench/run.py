@@ -23,8 +23,9 @@ from consort.bench.card import environment, model_card
 from consort.bench.inputs import input_hashes
 from consort.bench.kept import keep_models, keep_proxies, keep_text, load_party
 from consort.bench.report import write_report
-from consort.bench.results import RunResult
+from consort.bench.results import RunResult, ShownPrompt
 from consort.bench.served import CLOUD, PROXY, SERVED, own_proxy, served_here
+from consort.bench.shown import ask, choose, shown
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
@@ -43,7 +44,7 @@ from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
 
-APART = "tuned-alone"  # kind of a step
+APART, SHOWN = "tuned-alone", "shown"  # kinds of steps
 
 
 class Run:
@@ -77,11 +78,13 @@ class Run:
         before, cloud_before = self._told(first, "before")
         alone, _ = self._told(last, "alone")
         after, cloud_after = self._told(last, "after")
+        answers = Answers(before, alone, after, cloud_before, cloud_after)
         result = run_result(
             self.config,
             self.data,
-            Answers(before, alone, after, cloud_before, cloud_after),
+            answers,
             outcome.traffic,
+            self._shown(answers, weights),
             seconds=time.monotonic() - self.started,
             run_dir=self.run_dir,
         )
@@ -183,6 +186,19 @@ class Run:
             return json.loads(entry.payload) if entry else {}
 
         return {name: answers(name)[name] for name in self.data.devices}, answers(CLOUD)
+
+    def _shown(self, answers: Answers, slms: Mapping[str, Weights]) -> list[ShownPrompt]:
+        """Some prompts with the answers of every model; the LLM was asked all of them."""
+        chosen = choose(self.data, answers)
+        prompts = [self.data.devices[each.device].test[each.row] for each in chosen]
+        steps = {
+            f"{SHOWN}/{device.name}": partial(
+                ask, self.config, device.name, device.slm, slms[device.name], prompts
+            )
+            for device in self.config.devices
+        }
+        told = {key.partition("/")[2]: json.loads(entry.payload) for key, entry in self._done(steps).items()}
+        return shown(self.data, chosen, answers, told)
 
     def _private(self, device: DeviceConfig) -> PrivateRows:
         rows = self.data.devices[device.name]

@@ -66,19 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    verb = next((word for word in words if not word.startswith("-")), "")
+    place = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
+    before, verb, after = words[:place], "".join(words[place : place + 1]), words[place + 1 :]
     parser, verbs = command_line()
     if not words:
         parser.print_help(sys.stderr)
         return 2
     if verb and verb not in VERBS:
         parser.error(f'no verb "{verb}"; {nearest(verb, list(VERBS))}')
+    args = parser.parse_args(before)  # --help and --version leave here
     if not verb:
-        parser.parse_args(words)  # --help and --version leave here
         parser.error("a verb is missing; `consort --help` lists them")
     module = verb_module(verb)
     module.add_arguments(verbs[verb])
-    code: int = module.run(parser.parse_args(words))
+    # intermixed: options may stand between what has no name, as in `chat MODEL --seed 1 PROMPT`
+    code: int = module.run(verbs[verb].parse_intermixed_args(after, namespace=args))
     return code
 
 

@@ -165,7 +165,7 @@ def _questions(args: argparse.Namespace, folder: Path) -> tuple[Config, list[Que
     raise_errors(found.problems)
     tokens = found.config.eval.max_new_tokens
     asked = []
-    for device, known in run_data(found.config, found.rows).devices.items():
+    for device, known in run_data(found).devices.items():
         asked += questions(known.test, max_tokens=tokens, device=device)
     return found.config, asked
 

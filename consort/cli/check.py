@@ -8,6 +8,7 @@ import json
 import sys
 
 from consort.preflight import Preflight, examine_file
+from consort.problems import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,21 +39,22 @@ def run(args: argparse.Namespace) -> int:
         print(_summary(found, args.file))
         return 0
     count = sum(problem.level == "error" for problem in found.problems)
-    print(f"{args.file}: {count} {'mistake' if count == 1 else 'mistakes'} to mend", file=sys.stderr)
+    print(f"{args.file}: {counted(count, 'mistake')} to mend", file=sys.stderr)
     return 1
 
 
 def _summary(found: Preflight, file: str) -> str:
-    config, rows = found.config, _row_counts(found)
-    named = [("public", "", rows["public"]), ("cloud", config.cloud.model, {})]
+    config, rows_of = found.config, _row_counts(found)
+    named = [("public", "", rows_of["public"]), ("cloud", config.cloud.model, {})]
     named.append(("proxy", config.proxy.model or "pruned from the cloud model", {}))
     for index, device in enumerate(config.devices):
-        counts = rows[f"devices.{index}.data"]
-        if unlabelled := rows.get(f"devices.{index}.unlabelled"):
+        counts = rows_of[f"devices.{index}.data"]
+        if unlabelled := rows_of.get(f"devices.{index}.unlabelled"):
             counts |= {"unlabelled": unlabelled["train"]}
         named.append((device.name, device.slm.model, counts))
     width = max(len(name) for name, _, _ in named)
-    lines = [f"OK {file}: {len(config.devices)} devices, {config.tune.rounds} rounds"]
+    devices, rounds = counted(len(config.devices), "device"), counted(config.tune.rounds, "round")
+    lines = [f"OK {file}: {devices}, {rounds}"]
     for name, model, counts in named:
         told = ", ".join(f"{split} {count}" for split, count in counts.items())
         lines.append(f"  {name:{width}}  {'; '.join(filter(None, [model, told]))}")

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from consort.bench.demo import demo_config
     from consort.bench.suite import write_suite
     from consort.preflight import examine
+    from consort.preflight.memory import memory_here, require_memory
     from consort.problems import raise_errors
 
     args.run_dir = args.run_dir or new_run_dir("demo")
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     config = demo_config(suite)
     found = examine(config)
     raise_errors(found.problems)
-    result = co_tune_and_print(config, run_data(config, found.rows), args)
+    if not args.ignore_memory:
+        require_memory(found, memory_here(config.runtime.device), where="the demo")
+    result = co_tune_and_print(config, run_data(found), args)
     served = _serve(args.run_dir, config.devices[0].name)
     if args.json:
         serving = None if served is None else [one.to_json() for one in served]

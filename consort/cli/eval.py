@@ -12,6 +12,7 @@ from rich.table import Table
 
 from consort.config import RuntimeConfig
 from consort.errors import ConfigError
+from consort.problems import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,13 +63,16 @@ def run(args: argparse.Namespace) -> int:
             where=model.name,
             hint=f"its context is {model.context_tokens} tokens",
         )
-    print(f"{model.name}: answering {len(samples)} rows", file=sys.stderr)
+    rows = counted(len(samples), "row")
+    print(f"{model.name}: answering {rows}", file=sys.stderr)
     references = [sample.answer or "" for sample in samples]
     scores = score_answers(answer(model, samples, max_new_tokens=args.max_new_tokens), references)
     found = answer_likelihoods(model, samples)
     fit = likelihood(found.log_likelihoods, found.num_tokens, num_bytes=found.num_bytes)
     if found.num_truncated:
-        print(f"{found.num_truncated} prompts lost their beginning to fit the context", file=sys.stderr)
+        print(
+            f"{counted(found.num_truncated, 'prompt')} lost the beginning to fit the context", file=sys.stderr
+        )
     majority = majority_baseline([sample.answer or "" for sample in train], references) if train else None
     measured = {
         "rouge_l": scores.rouge_l,
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
         return 0
-    table = Table(title=f"{model.name} on {len(samples)} rows of {args.data}", title_justify="left")
+    table = Table(title=f"{model.name} on {rows} of {args.data}", title_justify="left")
     for heading in ("", "value", "± stderr"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, label, factor in _ROWS:

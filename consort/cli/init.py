@@ -56,14 +56,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "already exists", where=str(file), hint="give another name, or --force to overwrite it"
         )
-    data = file.parent.absolute() / "data"  # of the demo
+    data = file.parent / "data"  # of the demo
     if args.demo and data.exists() and not args.force:
         what = "is where the demo's data would go, and there is something"
         raise ConfigError(what, where=str(data), hint="write to another folder, or --force to overwrite it")
     file.parent.mkdir(parents=True, exist_ok=True)
     if args.demo:
         write_suite(data)
-        text = render_template(demo_config(data), title="The demo: bundled models, generated data.")
+        text = render_template(
+            demo_config(Path(data.name)), title="The demo: bundled models, generated data."
+        )
     else:
         text = render_template(SAMPLE, title="A consort: what every key means, with values to change.")
     file.write_text(text, encoding="utf-8")

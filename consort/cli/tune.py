@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from consort.config import Config
-from consort.preflight import load_checked
+from consort.preflight import Preflight, load_checked
 from consort.training.data import Sample
 
 if TYPE_CHECKING:
@@ -38,17 +37,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where the run goes (default: runs/<name>-<time>)"
     )
+    parser.add_argument(
+        "--ignore-memory", action="store_true", help="begin though the forecast says memory does not suffice"
+    )
     parser.add_argument("--resume", action="store_true", help="finish an interrupted run of --run-dir")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then run."""
+    from consort.preflight.memory import memory_here, require_memory
+
     found = load_checked(args.file, args.set)
     progress = Console(stderr=True)
     for problem in found.problems:
         progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
-    result = co_tune_and_print(found.config, run_data(found.config, found.rows), args)
+    if not args.ignore_memory:
+        require_memory(found, memory_here(found.config.runtime.device), where=args.file)
+    result = co_tune_and_print(found.config, run_data(found), args)
     if args.json:
         print(json.dumps(result.to_json()))
     return 0
@@ -56,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def co_tune_and_print(config: Config, data: RunData, args: argparse.Namespace) -> RunResult:
     """The run itself, with progress on stderr and the result on stdout."""
-    from consort.bench.results import print_result
     from consort.bench.run import run_co_tuning
+    from consort.bench.terminal import print_result
 
     run_dir = args.run_dir or new_run_dir(config.name)
     progress = Console(stderr=True)
@@ -81,18 +87,19 @@ def new_run_dir(name: str) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def run_data(config: Config, rows: Mapping[str, Rows]) -> RunData:
+def run_data(found: Preflight) -> RunData:
     """The rows a run learns from and is measured on, out of what the preflight has read."""
     from consort.bench.assemble import DeviceRows, RunData
 
-    devices = {}
+    config, rows, devices = found.config, found.rows, {}
     for index, device in enumerate(config.devices):
         train, test = _train_and_test(rows[f"devices.{index}.data"], config.eval.rows)
         unlabelled = rows.get(f"devices.{index}.unlabelled")
         asked = [Sample(sample.prompt, None) for sample in unlabelled.splits["train"]] if unlabelled else []
         devices[device.name] = DeviceRows(train, asked, test)
     public_train, public_test = _train_and_test(rows["public"], config.eval.public_rows)
-    return RunData(public_train, public_test, devices)
+    shortened = found.models.lengths.shortened if found.models else ()
+    return RunData(public_train, public_test, devices, tuple(shortened))
 
 
 def _train_and_test(rows: Rows, limit: int) -> tuple[list[Sample], list[Sample]]:

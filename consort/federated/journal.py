@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 from consort.errors import RunError
 from consort.files import whole_file
+from consort.problems import counted
 
 FORMAT = 1
 
@@ -97,7 +98,7 @@ class Journal:
         finished = lines[1:]
         if finished and not resume:
             raise RunError(
-                f"{len(finished)} finished steps of an earlier run are here",
+                f"{counted(len(finished), 'finished step')} of an earlier run are here",
                 where=str(run_dir),
                 hint="Continue it with --resume, or choose another --run-dir.",
             )
@@ -342,8 +343,16 @@ def _as_run_error(run_dir: Path) -> Iterator[None]:
             "Free some space, then continue with --resume.",
             "Choose a --run-dir that can be written.",
         )
+        kept = "; every finished step is kept" if _any_finished(run_dir) else ""
         raise RunError(
-            f"cannot write the run directory ({error.strerror or error}); every finished step is kept",
+            f"cannot write the run directory ({error.strerror or error}){kept}",
             where=str(run_dir),
             hint=room if full else place,
         ) from error
+
+
+def _any_finished(run_dir: Path) -> bool:
+    try:
+        return (run_dir / "journal" / "journal.jsonl").read_bytes().count(b"\n") > 1  # the first is a header
+    except OSError:
+        return False

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from consort.errors import ModelError
+from consort.models.hub import check_hub
 from consort.models.zoo import located
 
 SMALL_FILES = ["*.json", "*.jinja"]
@@ -33,7 +34,8 @@ RUNTIME_BYTES = 400e6  # Python with torch and transformers imported
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model's folder says. `shapes` is empty where the weights are not at hand."""
+    """What a model's folder says; `name` is how a person names it. `shapes` is empty where the weights are
+    not at hand."""
 
     name: str
     folder: Path
@@ -78,11 +80,12 @@ class Footprint:
 
 def read_model_files(model: str) -> ModelFiles:
     """A local directory, Hub id or `zoo:NAME`; ModelError says what is missing."""
-    model = located(model)
-    if os.path.isdir(model):
-        folder = Path(model)
+    place = located(model)
+    if os.path.isdir(place):
+        folder = Path(place)
         shapes = _local_shapes(folder)
     else:
+        check_hub(model)
         folder, shapes = _hub_folder(model)
     if not (folder / "config.json").exists():
         raise ModelError("holds no config.json", where=model, hint="a transformers directory is needed")

@@ -26,6 +26,7 @@ from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Network, Row
 from consort.models.decoding.network import open_network
 from consort.models.decoding.sampling import Sampling, apart
+from consort.models.hub import check_hub
 from consort.models.zoo import located
 
 PROMPT_TOKENS = 4096  # of a batch's prompts read at once: bounds the memory of a pass
@@ -111,6 +112,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def card_bytes(name: str) -> int:
+    """Memory of the graphics card behind a device's name; 0 where that is no card with its own."""
+    device = resolve_device(name)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
 def load_model(
     path: str | Path, *, runtime: RuntimeConfig, chat_template: str = "", name: str = ""
 ) -> LocalModel:
@@ -119,13 +126,15 @@ def load_model(
     torch.set_num_threads(runtime.threads)
     disable_progress_bar()  # transformers' bars of a few milliseconds would cut through our own progress
     where = located(str(path))
+    if not os.path.isdir(where):
+        check_hub(where)
     try:
         tokenizer = _load_tokenizer(where)
         module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
-            where=where,
+            where=str(path),
             hint="give a transformers directory, or a Hub id that HF_HOME holds or that can be downloaded",
         ) from error
     if chat_template:
@@ -147,7 +156,10 @@ def _load_tokenizer(where: str) -> Any:
 
 def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: RuntimeConfig) -> LocalModel:
     """A module and a tokenizer in memory as a LocalModel, frozen, on the runtime's device."""
-    vocabulary = Vocabulary.of(tokenizer)
+    try:
+        vocabulary = Vocabulary.of(tokenizer)
+    except ModelError as error:
+        raise ModelError(error.what, where=name, hint=error.hint) from error
     if vocabulary.eos_id is None:
         raise ModelError(
             "the tokenizer has no end-of-sequence token",

@@ -15,7 +15,7 @@ def written(turns: Sequence[Message], tokenizer: Any, *, where: str, what: str, 
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
-        hint = f"set chat_template to a Jinja file, or {without}"
+        hint = f"set chat_template (a command's --chat-template) to a Jinja file, or {without}"
         raise ModelError("this model has no chat template", where=where, hint=hint)
     plain = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from consort.align import Vocabulary
-from consort.config import Config, ModelConfig
+from consort.config import Config
 from consort.errors import ModelError
-from consort.models.footprint import RUNTIME_BYTES, Footprint, ModelFiles, read_model_files, tuning_footprint
+from consort.models.footprint import RUNTIME_BYTES, ModelFiles, read_model_files
 from consort.preflight.data import Rows
-from consort.preflight.reading import reading_problems
+from consort.preflight.memory import GIGA, forecast_device
+from consort.preflight.reading import Lengths, reading_problems
+from consort.preflight.served import served_problems
 from consort.problems import Problem
 
-GIGA = 1e9
 NO_END = "the tokenizer has no end-of-sequence token"
 
 
@@ -33,6 +34,7 @@ class ModelSurvey:
     rows: Mapping[str, Rows]
     known: dict[str, Known] = field(default_factory=dict)
     found: list[Problem] = field(default_factory=list)
+    lengths: Lengths = field(default_factory=Lengths)
 
 
 def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
@@ -44,64 +46,12 @@ def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
         if model:
             _read(survey, key, model)
     _check_proxy(survey)
-    survey.found += reading_problems(config, rows, {key: each.files for key, each in survey.known.items()})
+    files = {key: each.files for key, each in survey.known.items()}
+    survey.found += reading_problems(config, rows, files, survey.lengths)
     for index in range(len(config.devices)):
         _check_memory(survey, index)
+    survey.found += served_problems(config)
     return survey
-
-
-def forecast_device(survey: ModelSurvey, index: int) -> Footprint | None:
-    """Memory that device `index` needs for its model and the proxy; None where a size is unknown."""
-    slm = survey.known.get(f"devices.{index}.slm.model")
-    proxy = forecast_proxy(survey)
-    if slm is None or not slm.files.parameters or proxy is None:
-        return None
-    own = _footprint(survey, slm.files, survey.config.devices[index].slm)
-    return Footprint(
-        own.frozen_bytes + proxy.frozen_bytes,
-        own.learned_bytes + proxy.learned_bytes,
-        own.activation_bytes + proxy.activation_bytes,
-    )
-
-
-def forecast_cloud(survey: ModelSurvey) -> Footprint | None:
-    """Memory that the cloud model needs while it is tuned; None where its size is unknown."""
-    cloud = survey.known.get("cloud.model")
-    if cloud is None or not cloud.files.parameters:
-        return None
-    return _footprint(survey, cloud.files, survey.config.cloud)
-
-
-def forecast_proxy(survey: ModelSurvey) -> Footprint | None:
-    """Memory of the proxy and both its adapters: by its own files, or by what it keeps of the cloud."""
-    config = survey.config
-    known = survey.known.get("proxy.model" if config.proxy.model else "cloud.model")
-    if known is None or not known.files.parameters:
-        return None
-    files = known.files if config.proxy.model else _pruned(known.files, config)
-    rank = config.proxy.shared_rank + config.proxy.domain_rank
-    return _footprint(survey, files, replace(config.cloud, trainable="lora", lora_rank=rank))
-
-
-def _footprint(survey: ModelSurvey, files: ModelFiles, model: ModelConfig) -> Footprint:
-    return tuning_footprint(
-        files,
-        full=model.trainable == "full",
-        rank=model.lora_rank,
-        targets=model.lora_targets,
-        batch_rows=survey.config.tune.batch_rows,
-        max_tokens=model.max_tokens,
-    )
-
-
-def _pruned(files: ModelFiles, config: Config) -> ModelFiles:
-    """The cloud model with as many layers as the proxy keeps; a narrower feed-forward counts as whole."""
-    kept = config.proxy.layers or max(1, files.layers // 2)
-    dropped = {f".{layer}." for layer in range(kept, files.layers)}
-    shapes = {
-        name: shape for name, shape in files.shapes.items() if not any(part in name for part in dropped)
-    }
-    return replace(files, shapes=shapes)
 
 
 def _read(survey: ModelSurvey, key: str, model: str) -> None:
@@ -154,5 +104,5 @@ def _check_memory(survey: ModelSurvey, index: int) -> None:
         has = f'device "{device.name}" has {device.memory_gb:g} GB'
         hint = "use a smaller model, LoRA in place of full, fewer batch_rows or fewer max_tokens"
         survey.found.append(
-            Problem(key, f"{has}; its model and the proxy need about {needed:.1f}", hint, key)
+            Problem(key, f"{has}; its model and the proxy need about {needed:.1f} GB", hint, key)
         )

@@ -27,7 +27,6 @@ from consort.problems import Problem, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_NAMES = frozenset({"cloud", "proxy", "shared", "public"})  # folders of a run directory
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TORCH_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -159,7 +158,8 @@ def _device_problems(devices: tuple[DeviceConfig, ...]) -> Iterator[Problem]:
             )
         elif first.setdefault(name.casefold(), index) != index:  # a folder's name may ignore case
             other = first[name.casefold()] + 1
-            yield _problem(f"{key}.name", f"devices {other} and {index + 1} are both named {shown(name)}")
+            what = f"devices {other} and {index + 1} are both named {shown(name)}"
+            yield _problem(f"{key}.name", what, "give each a name of its own: it becomes a folder's name")
         if not device.data:
             what = f"device {shown(name)} has no data"
             yield _problem(
@@ -179,19 +179,12 @@ def _model_problems(model: ModelConfig, key: str) -> Iterator[Problem]:
 
 def _place_problem(model: str, key: str) -> Iterator[Problem]:
     try:
-        model = located(model)
+        place = located(model)
     except ModelError as error:
-        yield _problem(key, f"{error.what}: {shown(model)}", error.hint)
+        yield _problem(key, f"{error.what}: {model}", error.hint)
         return
-    if os.path.isdir(model):
-        if not (Path(model) / "config.json").is_file():
-            yield _problem(key, f"{model} holds no config.json", "a transformers directory is needed")
-    elif Path(model).is_absolute():
-        yield _problem(key, f"no such directory: {model}", "name a local directory or a Hub id")
-    elif not HUB_ID.fullmatch(model):
-        yield _problem(
-            key, f"{shown(model)} is neither a directory nor a Hub id", "a Hub id reads owner/name"
-        )
+    if os.path.isdir(place) and not (Path(place) / "config.json").is_file():
+        yield _problem(key, f"{model} holds no config.json", "a transformers directory is needed")
 
 
 def _tables(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

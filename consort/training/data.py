@@ -64,6 +64,24 @@ class Encoded:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """How many of a party's rows are longer than `max_tokens` for a model that reads them: their prompts lose
+    the beginning."""
+
+    party: str
+    reader: str
+    rows: int
+    of: int
+    max_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} of {self.of} rows are longer than {self.max_tokens} tokens for {self.reader}: "
+            "their prompts lose the beginning"
+        )
+
+
 def read_samples(path: Path, split: str = "train", *, labelled: bool = True) -> list[Sample]:
     """Samples of a JSONL file, or of `<path>/<split>.jsonl`; DataError names file and line of the first
     malformed rows. Answers are optional if not `labelled`."""

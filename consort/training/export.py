@@ -22,6 +22,7 @@ from consort.models.local import LocalModel, save_model
 from consort.training.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from consort.training.gguf_weights import architecture, hyperparameters, tensors
 from consort.training.peft_directory import merge_adapters, save_adapter
+from consort.training.tuned import tuned_from
 
 if TYPE_CHECKING:
     from consort.types import FloatArray
@@ -171,6 +172,7 @@ def _check(out: Path, form: Form, precision: Precision, name: str, adapter: str)
 
 
 def _card(model: LocalModel, out: Path, form: Form, precision: Precision, base: str) -> str:
+    base = base if form == "peft" else tuned_from(model, base)
     bundled = base.startswith("zoo:")
     source = f'consort.models.zoo.located("{base}")' if bundled else f'"{base}"'
     loads = {

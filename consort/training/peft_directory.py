@@ -37,9 +37,14 @@ def save_adapter(model: LocalModel, name: str, directory: Path, *, base: str) ->
     (directory / WEIGHTS).write_bytes(_reproducible(packed))
 
 
+def named_base(directory: Path) -> str:
+    """The Hub id, directory or `zoo:NAME` that an adapter names as its base; empty where it names none."""
+    return str(_read_config(directory).base_model_name_or_path or "")
+
+
 def base_of(directory: Path) -> str:
-    """The Hub id, directory or `zoo:NAME` of the model that an adapter was made for."""
-    base = str(_read_config(directory).base_model_name_or_path or "")
+    """As `named_base`; ModelError where none is named."""
+    base = named_base(directory)
     if not base:
         raise ModelError(
             "this adapter does not name its base",
@@ -49,12 +54,29 @@ def base_of(directory: Path) -> str:
     return base
 
 
+def base_sha256_of(directory: Path) -> str:
+    """The hash of the base that an adapter was made for; empty where another tool has written it."""
+    with safe_open(directory / WEIGHTS, framework="np") as stored:
+        return str((stored.metadata() or {}).get("base_sha256", ""))
+
+
+def target_shapes(directory: Path) -> dict[str, tuple[int, int]]:
+    """(out, in) of each linear layer that an adapter is put on, by the layer's name."""
+    sizes: dict[str, dict[str, int]] = {}
+    with safe_open(directory / WEIGHTS, framework="np") as stored:
+        for key in stored.keys():  # noqa: SIM118
+            layer, _, half = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+            rows, columns = stored.get_slice(key).get_shape()
+            sizes.setdefault(layer, {})[half] = rows if half == "lora_B" else columns
+    return {layer: (found["lora_B"], found["lora_A"]) for layer, found in sizes.items()}
+
+
 def load_adapter(model: LocalModel, directory: Path, *, name: str = OWN) -> None:
     """Put the LoRA of a PEFT directory on the model and use it; ModelError if it belongs to another base."""
     where = str(directory)
     settings = _read_config(directory)
+    expected = base_sha256_of(directory)
     with safe_open(directory / WEIGHTS, framework="np") as stored:
-        expected = (stored.metadata() or {}).get("base_sha256", "")
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     if expected and expected != base_sha256(model):
         raise ModelError(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from consort.config import RuntimeConfig
 from consort.errors import ModelError
-from consort.models.local import LocalModel, load_model
+from consort.models.local import LocalModel, load_model, save_model
 from consort.training.peft_directory import CONFIG, base_of, load_adapter
+
+_TUNED_FROM = "tuned_from"  # in config.json, as adapter_config.json has base_model_name_or_path
 
 
 def load_tuned(
@@ -34,3 +36,14 @@ def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None
             hint="give one of them, or the base model and --adapter",
         )
     return base_of(Path(model)), Path(model)
+
+
+def save_tuned(model: LocalModel, folder: Path, *, base: str) -> None:
+    """A model tuned in full, as a transformers directory that says what it was tuned from."""
+    setattr(model.module.config, _TUNED_FROM, base)
+    save_model(model, folder)
+
+
+def tuned_from(model: LocalModel, name: str) -> str:
+    """What a model loaded as `name` was tuned from: itself, unless a run has tuned it in full."""
+    return str(getattr(model.module.config, _TUNED_FROM, name))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from consort.bench.card import environment, model_card
@@ -24,11 +27,12 @@ from consort.bench.results import (
     RoundBytes,
     RunResult,
     ShownPrompt,
-    print_result,
     size,
 )
+from consort.bench.terminal import print_result
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.errors import RunError
+from consort.training.data import Shortened
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -42,7 +46,7 @@ def scores(rouge_l: float, em: float, *, num_rows: int = 40) -> Scores:
 
 
 def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool = True) -> RunResult:
-    traffic = (RoundBytes(1, 1000, 900), RoundBytes(2, 1100, 950))
+    traffic = (RoundBytes(0, 1000, 900), RoundBytes(1, 1100, 950))
     devices = tuple(
         DeviceResult(
             name,
@@ -58,7 +62,10 @@ def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool =
     domains = (CloudResult("bank", "Llama 5M", scores(0.4, 0.5), scores(0.45, 0.6), 0.1),)
     cloud = CloudResult("cloud", "Llama 5M", scores(0.4, 0.5), scores(0.45, 0.6), 0.1, domains)
     answers = tuple(ModelAnswer(name, text, "400 euro") for name in ("bank", "clinic", "cloud"))
-    return RunResult(devices, cloud, 171.3, str(run_dir), (ShownPrompt(text, "400 Euro", answers),))
+    shown = (ShownPrompt("bank", text, "400 Euro", answers),)
+    return RunResult(
+        devices, cloud, 171.3, str(run_dir), shown, (Shortened("bank", "zoo:proxy", 3, 40, 256),)
+    )
 
 
 def write_metrics(run_dir: Path) -> None:
@@ -183,6 +190,50 @@ def test_terminal_table_fits_80_columns_without_cutting_numbers(tmp_path: Path, 
     lines = (tmp_path / "terminal.txt").read_text(encoding="utf-8").splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_answer_is_one_line_marked_right_or_wrong_also_without_colour(
+    tmp_path: Path, width: int
+) -> None:
+    result = result_for(tmp_path)
+    said = [
+        ModelAnswer("bank", "never " * 40, "400  euro"),
+        ModelAnswer("a-device-of-a-long-name-indeed", "银行 " * 40, None),
+        ModelAnswer("cloud", "", "four\nhundred"),
+    ]
+    shown = ShownPrompt("bank", "What\nis it? " * 200, "400 euro", tuple(said))
+    with (tmp_path / "terminal.txt").open("w", encoding="utf-8") as terminal:
+        console = Console(file=terminal, width=width, color_system=None)
+        print_result(dataclasses.replace(result, examples=(shown,)), console)
+    lines = (tmp_path / "terminal.txt").read_text(encoding="utf-8").splitlines()
+    assert max(map(cell_len, lines)) <= width
+    bank, other, cloud = lines[lines.index("right answer: 400 euro") + 2 :][:3]
+    assert re.fullmatch(r"bank +✗ never never .*… +✓ 400 euro *", bank)
+    assert re.fullmatch(r"a-device-of-a-long-… +✗ 银行 .*… +– cannot read it *", other)
+    assert re.fullmatch(r"cloud +✗ +✗ four hundred *", cloud)
+
+
+def test_prompts_that_lost_their_beginning_are_told_wherever_the_run_is(tmp_path: Path) -> None:
+    result = result_for(tmp_path)
+    (told,) = result.to_json()["devices"][0]["shortened_prompts"]
+    assert (told["reader"], told["rows"], told["of"], told["max_tokens"]) == ("zoo:proxy", 3, 40, 256)
+    assert result.to_json()["devices"][1]["shortened_prompts"] == []
+    page = parsed(write_report(tmp_path, result)).text
+    assert "zoo:proxy3 of 40256" in page.replace("\n", "")
+    line = "bank: 3 of 40 rows are longer than 256 tokens for zoo:proxy"
+    assert f"- {line}" in model_card(result, Config())
+    with (tmp_path / "terminal.txt").open("w", encoding="utf-8") as terminal:
+        print_result(result, Console(file=terminal, width=120))
+    assert line in (tmp_path / "terminal.txt").read_text(encoding="utf-8")
+    none = dataclasses.replace(result, shortened=())
+    assert "fit the models that read them" in parsed(write_report(tmp_path, none)).text
+
+
+def test_the_card_holds_every_answer_and_nothing_breaks_its_tables(tmp_path: Path) -> None:
+    card = model_card(result_for(tmp_path, text="a | b\n`c` <b>"), Config())
+    assert r"| bank | ✗ a \| b \`c\` \<b\> | ✓ 400 euro |" in card
+    assert "| cloud | ✗ " in card
 
 
 def test_a_comparator_that_was_not_run_is_a_dash_not_a_zero(tmp_path: Path) -> None:

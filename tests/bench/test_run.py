@@ -29,6 +29,8 @@ from consort.gateway.serve import running
 from consort.models.local import load_model
 from consort.preflight import load_checked
 from consort.training.adapters import DOMAIN, SHARED, lora_parameters, read_adapter, write_parameters
+from consort.training.answers import answer
+from consort.training.export import Form, export_model
 from consort.training.peft_directory import load_adapter
 from consort.training.proxy import load_proxy
 from consort.training.tuned import load_tuned
@@ -52,7 +54,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("consort")
     found = load_checked(write_tunable_consort(folder))
-    config, data, told = found.config, run_data(found.config, found.rows), list[str]()
+    config, data, told = found.config, run_data(found), list[str]()
     result = run_co_tuning(config, data, folder / "run", resume=False, report=told.append)
     return Finished(config, data, folder / "run", result, told)
 
@@ -111,6 +113,27 @@ def test_the_json_has_the_promised_keys(finished: Finished) -> None:
     assert found["run_dir"] == str(finished.run_dir)
 
 
+def test_every_model_answers_every_shown_prompt_before_and_after(finished: Finished) -> None:
+    config, result = finished.config, finished.result
+    assert [example.device for example in result.examples] == ["bank", "shop"]
+    page = (finished.run_dir / "report.html").read_text()
+    card = (finished.run_dir / "README.md").read_text()
+    for example in result.examples:
+        assert [said.model for said in example.answers] == ["bank", "shop", "cloud"]
+        assert example.prompt.strip() in page
+        assert example.prompt.strip() in card
+        rows = finished.data.devices[example.device].test
+        (sample,) = (row for row in rows if row.prompt == example.prompt)
+        for name, settings in (("bank", config.devices[0].slm), ("shop", config.devices[1].slm)):
+            said = next(said for said in example.answers if said.model == name)
+            for model, found in (
+                (settings.model, said.before),
+                (finished.run_dir / "adapters" / name, said.after),
+            ):
+                loaded = load_tuned(str(model), adapter=None, runtime=CPU)
+                assert answer(loaded, [sample], max_new_tokens=4) == [found]
+
+
 def test_measured_are_the_test_rows_and_no_others(finished: Finished) -> None:
     assert [device.co_tuned.em.n for device in finished.result.devices] == [COUNTS["test"]] * 2
     assert finished.result.cloud.after.em.n == 2 * COUNTS["test"]
@@ -130,6 +153,17 @@ def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: 
         load_adapter(model, adapters / owner)
         assert not torch.equal(untouched, model.hidden(ids))
     load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_what_is_exported_of_a_model_tuned_in_full_names_what_it_was_tuned_from(
+    form: Form, finished: Finished, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf", reason="the gguf package writes GGUF: pip install gguf")
+    folder = str(finished.run_dir / "adapters" / "bank")
+    model = load_tuned(folder, adapter=None, runtime=CPU)
+    export_model(model, tmp_path / "out", form=form, precision="float16", base=folder)
+    assert f"base_model: {bank_model(finished)}\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_served_proxy_drafts_and_steers(finished: Finished, tmp_path: Path) -> None:

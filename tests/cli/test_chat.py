@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from consort.cli import main
 from consort.models.local import generate, load_model
@@ -48,6 +50,11 @@ def test_a_prompt_is_answered_once_to_stdout_alone(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(directory, "the clinic")) == 0
+    assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
+
+
+def test_a_prompt_may_stand_after_an_option(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(directory, "--seed", "3", "the clinic")) == 0
     assert capsys.readouterr().out == expected(directory, Message("user", "the clinic")) + "\n"
 
 
@@ -105,6 +112,17 @@ def test_verbs_that_need_the_weights_in_torch_say_so_of_a_gguf_file(
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
     assert main([str(data) if word == "y" else word for word in verb]) == 1
     assert "name the model that it was made of" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_bytes_is_one_error_that_names_the_model(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(directory, tmp_path / "words")
+    tokenizer = Tokenizer(models.WordLevel({"open": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words" / "tokenizer.json"))
+    assert main(["chat", str(tmp_path / "words"), "x"]) == 1
+    assert capsys.readouterr().err.startswith("error: words: this tokenizer cannot be mapped to bytes")
 
 
 def test_a_limit_beyond_the_context_is_one_error(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

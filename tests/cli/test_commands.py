@@ -63,6 +63,20 @@ def test_a_command_that_cannot_be_read_leaves_with_2(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("budget_at", range(3))
+@pytest.mark.parametrize("state_at", range(3))
+def test_options_may_stand_anywhere_between_what_has_no_name(
+    budget_at: int, state_at: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[list[str]] = [[], [], []]
+    words[budget_at] += ["--budget", "3"]
+    words[state_at] += ["--state", str(tmp_path)]
+    assert main(["keys", *words[0], "add", *words[1], "laptop", *words[2]]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--state", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("laptop  budget 3")
+
+
 def test_an_error_is_one_line_on_stderr_and_leaves_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +135,11 @@ def test_the_demos_own_configuration_is_sound(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "consort.toml"
     assert main(["init", "--demo", str(file)]) == 0
     capsys.readouterr()
-    code = main(["check", str(file)])
+    assert str(tmp_path) not in file.read_text()  # the folder may be moved
+    (tmp_path / "moved").mkdir()
+    for part in ("consort.toml", "data"):
+        (tmp_path / part).rename(tmp_path / "moved" / part)
+    code = main(["check", str(tmp_path / "moved" / "consort.toml")])
     told = capsys.readouterr().out
     assert code == 0, told
     assert told.startswith("OK "), told  # and no warning before it
@@ -141,6 +159,8 @@ def test_check_prints_ok_and_what_it_saw(consort: Consort, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert out.startswith(f"OK {consort.file}: 2 devices, 2 rounds")
     assert "train 3, valid 3, test 3, unlabelled 1" in out
+    assert main(["check", str(consort.file), "--set", "tune.rounds=1"]) == 0
+    assert "2 devices, 1 round\n" in capsys.readouterr().out
 
 
 def test_check_prints_all_mistakes_and_leaves_with_1(

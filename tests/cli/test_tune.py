@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from consort.cli import main
@@ -32,7 +34,7 @@ def test_the_last_line_is_the_result_and_progress_goes_elsewhere(
     assert {"before", "after"} <= found["cloud"].keys()
     assert found == json.loads((run_dir / "result.json").read_text())
     assert "round 1: bank" in captured.err
-    assert "round 1" not in captured.out
+    assert "round 1: bank" not in captured.out
     # 2) and a finished run is not begun anew by mistake
     assert main(words) == 1
     captured = capsys.readouterr()
@@ -83,3 +85,19 @@ def test_a_run_directory_that_cannot_be_written_is_one_error(
     assert captured.err.count("error:") == 1
     assert "cannot write the run directory" in captured.err
     assert captured.out == ""
+
+
+def test_too_little_memory_is_one_error_before_training_unless_it_is_to_be_ignored(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50e6))
+    (tmp_path / "file").write_text("")
+    words = ["tune", str(file), "--run-dir", str(tmp_path / "file" / "run")]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert told.count("error:") == 1
+    assert f"{file}: too little memory for this run: about 0.4 GB needed, 0.1 GB available" in told
+    assert main([*words, "--ignore-memory"]) == 1
+    assert "cannot write the run directory" in capsys.readouterr().err
+    assert main(["demo", "--run-dir", str(tmp_path / "demo")]) == 1
+    assert "the demo: too little memory" in capsys.readouterr().err

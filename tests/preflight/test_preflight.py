@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from consort.config import Config
 from consort.errors import ConfigError
+from consort.models.zoo import WEIGHTS
 from consort.preflight import examine, examine_file, load_checked
 from consort.preflight.values import RANGES, value_problems
 from tests.tiny_consort import Consort, write_model, write_rows
@@ -49,7 +50,7 @@ def test_every_number_of_the_configuration_has_a_range_that_holds_its_default() 
         ("cloud.model=", "no model is given"),
         ("cloud.model=a/b/c", 'neither a directory nor a Hub id'),
         ("devices.bank.slm.model=./none", "no such directory"),
-        ("devices.bank.slm.model=zoo:edge-lama", "no such bundled model"),
+        ("devices.bank.slm.model=zoo:edge-lama", 'did you mean "zoo:edge-llama"'),
         ("devices.clinic.name=bank", 'both named "bank"'),
         ("devices.clinic.name=Bank", 'both named "Bank"'),
         ("devices.bank.name=../x", 'cannot name a device'),
@@ -240,6 +241,14 @@ def test_many_rows_with_one_mistake_are_three_lines_and_a_count(
     assert more in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"), [(32, "raise devices.slm.max_tokens"), (64, "a model that reads more")]
+)
+def test_raising_the_limit_is_advised_only_where_it_helps(consort: Consort, limit: int, words: str) -> None:
+    write_rows(consort.folder / "bank" / "train.jsonl", [{"prompt": "a", "completion": "long " * 70}])
+    assert words in told(consort, f"devices.bank.slm.max_tokens={limit}")
+
+
 def test_what_the_template_adds_counts_as_part_of_the_prompt(consort: Consort) -> None:
     assert told(consort) == ""
     (consort.folder / "chat.jinja").write_text("{{ 'so many words ' * 30 }}{{ messages[0].content }}")
@@ -289,7 +298,16 @@ def test_data_without_test_rows_is_a_warning(consort: Consort) -> None:
 
 
 def test_a_context_beyond_the_models_own_is_a_warning(consort: Consort) -> None:
-    assert "reads at most 64" in told(consort, "devices.bank.slm.max_tokens=65")
+    override = "devices.bank.slm.max_tokens=65"
+    assert f"--set {override}: max_tokens is 65, but {consort.folder / 'edge'} reads at most 64" in told(
+        consort, override
+    )
+
+
+def test_a_bundled_model_is_called_as_it_was_named(consort: Consort) -> None:
+    text = told(consort, "devices.bank.slm.model=zoo:edge-gpt2", "devices.bank.slm.max_tokens=5000")
+    assert "zoo:edge-gpt2 reads at most 256" in text
+    assert str(WEIGHTS) not in text
 
 
 def test_a_proxy_cannot_keep_more_layers_than_the_cloud_model_has(consort: Consort) -> None:

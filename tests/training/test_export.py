@@ -257,7 +257,7 @@ def llama_cpp_tokens(file: Path, prompt: str, *, count: int) -> tuple[list[int],
     """llama.cpp's tokens of the prompt and its greedy continuation."""
     llama_cpp = pytest.importorskip(
         "llama_cpp",
-        reason="llama.cpp is not installed (pip install llama-cpp-python, builds for 5 to 10 minutes)",
+        reason="llama.cpp is not installed (pip install llama-cpp-python builds it from source)",
     )
     engine = llama_cpp.Llama(
         str(file), verbose=False, n_ctx=256, n_threads=1, type_k=0, type_v=0

@@ -11,6 +11,7 @@ from typing import Any
 
 from consort.errors import MissingExtraError, ModelError
 
+INSTALL = "pip install 'consort-lm[gguf]' (builds from source: a C++ compiler, 5 to 30 minutes)"
 ERROR = 4  # ggml's log level
 _complaints: deque[str] = deque(maxlen=8)  # what llama.cpp wrote as errors of late
 
@@ -51,7 +52,7 @@ def llama_cpp_library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # not there, or its library does not load
         raise MissingExtraError(
             f"GGUF files need llama-cpp-python, which cannot be imported: {error}",
-            hint="pip install 'consort-lm[gguf]' (builds from source: a C++ compiler, 5 to 30 minutes)",
+            hint=INSTALL,
         ) from error
     llama_cpp.llama_log_set(_listener(llama_cpp), ctypes.c_void_p(0))
     return llama_cpp

@@ -1,0 +1,91 @@
+"""What `[serve]` names is checked with the rest: places, and adapters made for another base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from consort.config import RuntimeConfig
+from consort.errors import ModelError
+from consort.models.local import save_model
+from consort.preflight import examine_file
+from consort.training.adapters import OWN
+from consort.training.peft_directory import save_adapter
+from consort.training.tuned import load_tuned
+from tests.tiny_models import tiny, tune_somehow
+from tests.tunable_consort import write_tunable_consort
+
+CPU = RuntimeConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A consort with a LoRA for its cloud's model, and models that this LoRA is not for."""
+    root = tmp_path_factory.mktemp("served")
+    write_tunable_consort(root)
+    cloud = tiny("llama")
+    tune_somehow(cloud)
+    save_adapter(cloud, OWN, root / "adapter", base=str(root / "cloud-llm"))
+    shutil.copytree(root / "cloud-llm", root / "moved")
+    retrained = tiny("llama")
+    with torch.no_grad():
+        next(iter(retrained.module.parameters())).add_(1)
+    save_model(retrained, root / "retrained")
+    return root
+
+
+def told(folder: Path, *overrides: str) -> list[str]:
+    found = examine_file(folder / "consort.toml", [f"serve.{override}" for override in overrides])
+    return [str(problem) for problem in found.problems if problem.level == "error"]
+
+
+def refused(folder: Path, model: str) -> bool:
+    try:
+        load_tuned(str(folder / model), adapter=folder / "adapter", runtime=CPU)
+    except ModelError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("model", ["cloud-llm", "moved", "retrained", "bank-slm", "shop-slm", "proxy"])
+def test_check_refuses_an_adapter_exactly_where_serving_does(model: str, folder: Path) -> None:
+    """Of another size, another architecture, the same shapes with other weights; by any name of its base."""
+    found = told(folder, f"cloud.model={folder / model}", f"cloud.adapter={folder / 'adapter'}")
+    assert bool(found) == refused(folder, model)
+    assert all("made for another base" in line and str(folder / "cloud-llm") in line for line in found)
+
+
+def test_the_line_of_the_adapter_is_named(folder: Path) -> None:
+    file = folder / "consort.toml"
+    text = file.read_text()
+    own = f'[serve.cloud]\nmodel = "{folder / "shop-slm"}"\nadapter = "{folder / "adapter"}"\n'
+    file.with_name("served.toml").write_text(text[: text.index("[serve]")] + own)
+    (problem,) = examine_file(file.with_name("served.toml")).problems
+    line = (text[: text.index("[serve]")] + own).splitlines().index(f'adapter = "{folder / "adapter"}"') + 1
+    assert problem.where == f"{file.with_name('served.toml')}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["cloud.model=./nowhere"], "no such directory"),
+        (["cloud.model=zoo:clout"], "no such bundled model"),
+        (["cloud.model=nowhere.gguf"], "nowhere.gguf: no such file"),
+        (["proxy.model={}/proxy", "proxy.adapter={}/proxy"], "no adapter_config.json there"),
+        (
+            ["proxy.model={}/adapter", "proxy.adapter={}/adapter"],
+            "and --adapter names another",
+        ),
+        (["cloud.model={}/proxy", "cloud.chat_template={}/none.jinja"], "none.jinja"),
+    ],
+)
+def test_what_cannot_be_served_is_one_error(overrides: list[str], words: str, folder: Path) -> None:
+    (line,) = told(folder, *(override.format(folder) for override in overrides))
+    assert words in line
+
+
+def test_an_endpoint_is_not_looked_for_here(folder: Path) -> None:
+    assert told(folder, "cloud.model=gpt-far", "cloud.base_url=https://example.org/v1") == []
