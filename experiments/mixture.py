@@ -3,10 +3,11 @@ close without touching the LLM's weights?
 
 Untuned: zoo:cloud. Tuned, the upper bound: the same with a LoRA trained on the device's own labelled rows,
 for as many steps as the proxy's domain adapter. Mixed: the untuned LLM steered by the device's proxy, with
-the run's shared adapter and the device's domain adapter, against the bare proxy; and, across tokenizers, by
-the device's co-tuned SLM against the bundled one. Weights are chosen on valid rows by Rouge-L; a learned
-weight is fitted to the valid rows' answers. Gap closed is (mixed - untuned) / (tuned - untuned) on test rows,
-95 % intervals by bootstrap over rows. The error of 64 tokens a distribution is measured against all.
+the run's shared adapter and the device's domain adapter, against the bare proxy; across tokenizers, by the
+device's co-tuned SLM; and by both. Weights and shares are chosen on valid rows by Rouge-L, for each device or
+once for all; or once for each device on the others' valid rows. A learned weight is fitted to the valid rows'
+answers. Gap closed is (mixed - untuned) / (tuned - untuned) on test rows, 95 % intervals by bootstrap over
+rows. The error of 64 tokens a distribution is measured against all.
 
     nice -n 10 env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python experiments/mixture.py --run-dir runs/demo
 
@@ -20,7 +21,9 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,35 +34,33 @@ from provenance import commit, hardware
 from consort.bench.demo import demo_config
 from consort.bench.metrics import exact_match, rouge_l
 from consort.bench.run import run_co_tuning
+from consort.bench.served import ADAPTERS, PROXIES
 from consort.bench.suite import write_suite
 from consort.cli.tune import run_data
 from consort.config import Config, DeviceConfig, ModelConfig
-from consort.federated.party import Device, PrivateRows
 from consort.inference.blending import steered
 from consort.inference.following import Written, follower
-from consort.inference.mixing_weights import Kind, Moment, Weight, fit, fixed, save_weights
-from consort.inference.mixture import Guides, mix
+from consort.inference.mixing_weights import (
+    Kind,
+    Learned,
+    Moment,
+    Weight,
+    fit,
+    fixed,
+    load_weights,
+    save_weights,
+)
+from consort.inference.mixture import Guide, mix
 from consort.inference.white_box import vocabulary_of
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel, load_model
-from consort.models.zoo import zoo_dir
 from consort.preflight import examine
-from consort.training.adapters import (
-    DOMAIN,
-    SHARED,
-    lora_parameters,
-    merged,
-    read_adapter,
-    trainable_part,
-    write_parameters,
-)
+from consort.training.adapters import merged, trainable_part
 from consort.training.answers import answer
 from consort.training.data import Sample, read_samples
 from consort.training.lessons import Learner
 from consort.training.mutual import co_train, pool_of
-from consort.training.peft_directory import load_adapter, save_adapter
-from consort.training.proxy import load_proxy
-from consort.training.stacking import stack_adapters
+from consort.training.tuned import load_tuned
 from consort.types import Consort, Request, Strategy, TopK
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,11 +69,15 @@ LORA = ModelConfig(model="zoo:cloud", lora_rank=16, lora_alpha=32.0, max_tokens=
 RATE, STEPS = 3e-3, 80  # of the tuned LLM: as many steps as the proxy's domain adapter has learned
 WEIGHTS = (0.5, 1.0)
 SHARES = (0.5, 0.6, 0.7, 0.8)
+SLM_SHARES = (0.5, 0.7, 0.9, 1.0)
+TOGETHER_SHARES, EDGE_SHARES = (0.8, 0.9, 1.0), (0.35, 0.45, 0.55)  # of both guides; and, of that, the SLM's
 NEW_TOKENS = 32
 TOGETHER = 8
+ALONE = ("untuned", "tuned", "proxy", "base proxy", "SLM", "base SLM")
 CUT_ROWS = 16  # valid rows on which the error of the cut is measured
 RESAMPLES = 10_000
 CUT = 64  # tokens of a distribution, as it is served
+BEST = "proxy and SLM: mean, one choice for all"  # as `consort/mix` is served
 
 
 @dataclass(frozen=True)
@@ -84,35 +89,43 @@ class Rows:
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to mix: kind, weight, and whether the SLM steers instead of the proxy."""
+    """A way to mix: kind, weight, and what part of it is the SLM's instead of the proxy's."""
 
     kind: Kind
     weight: Weight
-    across: bool = False
+    edge_share: float = 0.0
 
 
 def arms() -> dict[str, Arm]:
     found = {f"tuned {a}": Arm("tuned", fixed(a)) for a in WEIGHTS}
     for kind in ("product", "mean"):
         found |= {f"{kind} {share}": Arm(kind, fixed(share)) for share in SHARES}
-    found |= {f"SLM mean {share}": Arm("mean", fixed(share), across=True) for share in SHARES[1:3]}
+    found |= {f"SLM mean {share}": Arm("mean", fixed(share), 1.0) for share in SLM_SHARES}
+    for share in TOGETHER_SHARES:
+        both = {f"both mean {share} x {edge}": Arm("mean", fixed(share), edge) for edge in EDGE_SHARES}
+        found |= both | {f"both product {share} x 0.45": Arm("product", fixed(share), 0.45)}
     return found
 
 
-def families() -> dict[str, list[str]]:
-    """Arms of which one is chosen, by its valid rows."""
-    by_proxy = [name for name in arms() if not name.startswith("SLM")] + ["tuned learned"]
+def families() -> dict[str, tuple[str, list[str]]]:
+    """Arms of which one is chosen by valid rows: of each device, of all, or of the other devices."""
+    means = [name for name in arms() if name.startswith("both mean")]
     return {
-        "tuned, one weight a device": [f"tuned {a}" for a in WEIGHTS],
-        "tuned, weight 1": ["tuned 1.0"],
-        "tuned, learned weights": ["tuned learned"],
-        "product, one share a device": [f"product {share}" for share in SHARES],
-        "mean, one share a device": [f"mean {share}" for share in SHARES],
-        "mean, share 0.7": ["mean 0.7"],
-        "any of these, chosen on valid rows": by_proxy,
-        "the proxy alone": ["proxy"],
-        "across tokenizers: mean": [name for name in arms() if name.startswith("SLM mean")],
-        "the SLM alone": ["SLM"],
+        "tuned, one weight a device": ("each", [f"tuned {a}" for a in WEIGHTS]),
+        "tuned, weight 1": ("all", ["tuned 1.0"]),
+        "tuned, learned weights": ("all", ["tuned learned"]),
+        "product, one share a device": ("each", [f"product {share}" for share in SHARES]),
+        "mean, one share a device": ("each", [f"mean {share}" for share in SHARES]),
+        "mean, share 0.7": ("all", ["mean 0.7"]),
+        "the proxy alone": ("all", ["proxy"]),
+        "across tokenizers: mean": ("each", [f"SLM mean {share}" for share in SLM_SHARES[:-1]]),
+        "across tokenizers: all weight": ("all", ["SLM mean 1.0"]),
+        "the SLM alone": ("all", ["SLM"]),
+        "proxy and SLM: product": ("all", [name for name in arms() if name.startswith("both product")]),
+        "proxy and SLM: mean, one choice a device": ("each", means),
+        "proxy and SLM: mean, chosen on the other devices": ("others", means),
+        BEST: ("all", means),
+        "any of these, chosen on valid rows": ("each", [*arms(), "tuned learned"]),
     }
 
 
@@ -126,26 +139,6 @@ def prepared(run_dir: Path) -> Config:
         resume = (run_dir / "config.toml").exists()
         run_co_tuning(config, data, run_dir, resume=resume, report=lambda line: print(line, file=sys.stderr))
     return config
-
-
-def tuned_proxy(config: Config, device: DeviceConfig, rows: Rows, run_dir: Path) -> LocalModel:
-    """The device's proxy after the last round: what was broadcast, and the adapter that never left it."""
-    number = config.devices.index(device)
-    folder = run_dir / "devices" / device.name
-    seed = 100 * config.seed + number
-    state = Device(
-        device, config, PrivateRows(rows.train), proxy_dir=zoo_dir("proxy"), folder=folder, seed=seed
-    ).state()
-    assert state is not None, "the run is finished"
-    carrier = load_model("zoo:proxy", runtime=config.runtime, name="proxy")
-    load_adapter(carrier, run_dir / "adapters" / "proxy", name=SHARED)
-    shared = read_adapter(carrier, SHARED)
-    proxy = load_proxy(zoo_dir("proxy"), config.proxy, config.runtime, shared=shared, seed=config.seed)
-    write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=device.name)
-    stack_adapters(proxy, [SHARED, DOMAIN], into="device")
-    # as `[serve.proxy] model = "zoo:proxy", adapter = ...` reads it
-    save_adapter(proxy, "device", run_dir / "mixture" / f"{device.name}-proxy", base="zoo:proxy")
-    return proxy
 
 
 def tuned_llm(config: Config, rows: Rows) -> LocalModel:
@@ -179,26 +172,28 @@ def written(strategy: Strategy, llm: LocalLM, rows: Sequence[Sample]) -> tuple[l
         room = asyncio.Semaphore(TOGETHER)
         return await asyncio.gather(*(one(row, room) for row in rows))
 
+    began = time.process_time()
     texts = asyncio.run(everybody())
+    took = time.process_time() - began
     tokens = sum(note["tokens"] for note in notes)
     changed = sum(note["changed"] for note in notes)
     weight = sum(note.get("weight", 0.0) * note["tokens"] for note in notes)
-    return texts, {"changed": changed / tokens, "weight": weight / tokens}
+    return texts, {"changed": changed / tokens, "weight": weight / tokens, "cpu_ms": 1000 * took / tokens}
 
 
-def moments(llm: LocalLM, guides: Guides, rows: Sequence[Sample]) -> tuple[list[Moment], list[int]]:
+def moments(llm: LocalLM, guide: Guide, rows: Sequence[Sample]) -> tuple[list[Moment], list[int]]:
     """What is known at every token of the rows' own answers, and the token."""
     found: list[Moment] = []
     tokens: list[int] = []
     vocabulary = vocabulary_of(llm)
     for row in rows:
         ids = [*vocabulary.spans(row.answer or "").ids.tolist(), vocabulary.eos_id]
-        voices = [follower(lm, asked(row), vocabulary) for lm in (llm, guides.tuned, guides.base)]
+        voices = [follower(lm, asked(row), vocabulary) for lm in (llm, guide.tuned, guide.base)]
         for position, token in enumerate(ids):
             so_far = Written(tuple(ids[:position]), b"")
             for voice in voices:
                 voice.follow(so_far)
-            model, plus, minus = (voice.heard(None) for voice in voices)
+            model, plus, minus = (voice.heard(()) for voice in voices)
             assert model is not None, "one tokenizer: nobody is mute"
             assert plus is not None
             assert minus is not None
@@ -234,67 +229,102 @@ def error_of_cut(whole: Sequence[Moment], size: int) -> dict[str, float]:
     return found
 
 
-def measured(config: Config, device: DeviceConfig, run_dir: Path) -> dict[str, Any]:
-    """Every arm on one device's valid and test rows."""
+@dataclass(frozen=True)
+class Bench:
+    """One device's models, open to be mixed."""
+
+    rows: Rows
+    alone: Mapping[str, LocalModel]
+    llm: LocalLM
+    proxy: Guide
+    slm: Guide
+
+    def guides(self, arm: Arm) -> list[Guide]:
+        shares = ((self.proxy, 1 - arm.edge_share), (self.slm, arm.edge_share))
+        return [replace(guide, share=share) for guide, share in shares]
+
+    def scores(self, name: str, split: str, arm: Arm | None) -> dict[str, Any]:
+        """Of a model alone, or of a way to mix."""
+        rows = getattr(self.rows, split)
+        if arm is None:
+            with merged(self.alone[name]):
+                texts, more = answer(self.alone[name], rows, max_new_tokens=NEW_TOKENS), {}
+        else:
+            strategy = mix(self.guides(arm), kind=arm.kind, weight=arm.weight)
+            texts, more = written(strategy, self.llm, rows)
+        rouge, em = scored(texts, rows)
+        print(split, name, f"{np.mean(rouge):.3f} {np.mean(em):.3f}", more, file=sys.stderr, flush=True)
+        return {"rouge_l": rouge, "em": em, **more}
+
+
+@contextmanager
+def opened(config: Config, device: DeviceConfig, run_dir: Path) -> Iterator[Bench]:
     data = Path(device.data)
     rows = Rows(*(read_samples(data, split) for split in ("train", "valid", "test")))
-    proxy, base = tuned_proxy(config, device, rows, run_dir), load_model("zoo:proxy", runtime=config.runtime)
-    slm = load_model(run_dir / "adapters" / device.name, runtime=config.runtime, name=device.name)
-    slm_base = load_model(device.slm.model, runtime=config.runtime, name=f"{device.name}-base")
-    cloud = load_model("zoo:cloud", runtime=config.runtime, name="cloud")
-    upper = tuned_llm(config, rows)
-    found: dict[str, Any] = {"valid": {}, "test": {}}
+    adapter = run_dir / PROXIES / device.name
+    models = {
+        "untuned": load_model("zoo:cloud", runtime=config.runtime, name="cloud"),
+        "tuned": tuned_llm(config, rows),
+        "proxy": load_tuned("zoo:proxy", adapter=adapter, runtime=config.runtime, chat_template=""),
+        "base proxy": load_model("zoo:proxy", runtime=config.runtime),
+        "SLM": load_model(run_dir / ADAPTERS / device.name, runtime=config.runtime, name=device.name),
+        "base SLM": load_model(device.slm.model, runtime=config.runtime),
+    }
+    room = {"answers": 0, "sessions": TOGETHER, "context_tokens": 256, "alternatives": CUT}
+    lms = [LocalLM(models[name], **room) for name in ("untuned", "proxy", "base proxy", "SLM")]
+    llm, proxy, base, slm = lms
+    try:
+        yield Bench(rows, models, llm, Guide(proxy, base), Guide(slm))
+    finally:
+        for lm in lms:
+            lm.close()
 
-    def put(name: str, split: str, texts: Sequence[str], **more: float) -> None:
-        rouge, em = scored(texts, getattr(rows, split))
-        found[split][name] = {"rouge_l": rouge, "em": em, **more}
 
-    for name, model in (
-        ("untuned", cloud), ("tuned", upper), ("proxy", proxy), ("base proxy", base), ("SLM", slm),
-        ("base SLM", slm_base),
-    ):  # fmt: skip
-        for split in ("valid", "test"):
-            with merged(model):
-                put(name, split, answer(model, getattr(rows, split), max_new_tokens=NEW_TOKENS))
-    everything = {"answers": 1, "sessions": TOGETHER, "context_tokens": 256, "alternatives": CUT}
-    whole = everything | {"alternatives": 10**6, "sessions": 1}
-    opened = [LocalLM(model, **whole) for model in (cloud, proxy, base)]
-    told, _ = moments(opened[0], Guides(opened[1], opened[2]), rows.valid[:CUT_ROWS])
-    found["cut"] = error_of_cut(told, cloud.vocabulary.size)
-    for lm in opened:
-        lm.close()
-    lms = [LocalLM(model, **everything) for model in (cloud, proxy, base, slm, slm_base)]
-    llm, guides, across = lms[0], Guides(lms[1], lms[2]), Guides(lms[3], lms[4])
-    told, tokens = moments(llm, guides, rows.valid)
-    learned = fit(told, tokens, size=cloud.vocabulary.size)
-    save_weights(learned, run_dir / "mixture" / f"{device.name}.weights.json")
-    tried = arms() | {"tuned learned": Arm("tuned", learned)}
-
-    def try_out(names: Sequence[str], split: str) -> None:
-        for name in names:
-            arm = tried[name]
-            strategy = mix(across if arm.across else guides, kind=arm.kind, weight=arm.weight)
-            texts, more = written(strategy, llm, getattr(rows, split))
-            put(name, split, texts, **more)
-            means = (np.mean(found[split][name][metric]) for metric in METRICS)
-            print(device.name, split, name, *(f"{mean:.3f}" for mean in means), file=sys.stderr, flush=True)
-
-    try_out(list(tried), "valid")
-    picked = (chosen({device.name: found}, members)[device.name] for members in families().values())
-    try_out([name for name in dict.fromkeys(picked) if name in tried], "test")
+def cut_and_learned(bench: Bench, file: Path) -> tuple[dict[str, float], Learned]:
+    """The error of the cut, and the weights learned from valid rows."""
+    size = bench.alone["untuned"].vocabulary.size
+    whole = {"answers": 0, "sessions": 1, "context_tokens": 256, "alternatives": 10**6}
+    lms = [LocalLM(bench.alone[name], **whole) for name in ("untuned", "proxy", "base proxy")]
+    told, _ = moments(lms[0], Guide(lms[1], lms[2]), bench.rows.valid[:CUT_ROWS])
     for lm in lms:
         lm.close()
+    learned = fit(*moments(bench.llm, bench.proxy, bench.rows.valid), size=size)
+    save_weights(learned, file)
+    return error_of_cut(told, size), learned
+
+
+def measured(config: Config, device: DeviceConfig, run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Every arm on one device's valid rows, or those of `names` on its test rows; what is known is kept."""
+    file = run_dir / "mixture" / f"{device.name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"valid": {}, "test": {}}
+    split, tried = ("test", names) if names else ("valid", [*ALONE, *arms(), "tuned learned"])
+    if all(name in found[split] for name in tried):
+        return found
+    with opened(config, device, run_dir) as bench:
+        weights = file.with_suffix(".weights.json")
+        if "cut" not in found:
+            found["cut"], _ = cut_and_learned(bench, weights)
+        known: dict[str, Arm | None] = dict.fromkeys(ALONE)
+        known |= arms() | {"tuned learned": Arm("tuned", load_weights(weights))}
+        for name in tried:
+            if name not in found[split]:
+                found[split][name] = bench.scores(name, split, known[name])
+                file.write_text(json.dumps(found))
     return found
 
 
-def chosen(devices: Mapping[str, dict], names: Sequence[str]) -> dict[str, str]:
-    """Each device's arm with the best valid Rouge-L, exact match where that ties."""
+def chosen(devices: Mapping[str, dict], by: str, names: Sequence[str]) -> dict[str, str]:
+    """Each device's arm with the best valid Rouge-L, exact match where that ties: of its own rows, of all
+    devices' or of the other devices'."""
 
-    def valid(device: str, name: str) -> tuple[float, float]:
-        scores = devices[device]["valid"][name]
-        return float(np.mean(scores["rouge_l"])), float(np.mean(scores["em"]))
+    def valid(judges: Sequence[str], name: str) -> tuple[float, ...]:
+        scores = [devices[judge]["valid"][name] for judge in judges]
+        return tuple(float(np.mean([np.mean(each[metric]) for each in scores])) for metric in METRICS)
 
-    return {device: max(names, key=lambda name: valid(device, name)) for device in devices}
+    def judges(device: str) -> list[str]:
+        return [each for each in devices if by == "all" or (each == device) == (by == "each")]
+
+    return {device: max(names, key=lambda name: valid(judges(device), name)) for device in devices}
 
 
 def gap(devices: Mapping[str, dict], picked: Mapping[str, str], metric: str) -> dict[str, Any]:
@@ -332,8 +362,8 @@ def _share(means: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
 def summary(devices: Mapping[str, dict]) -> dict[str, Any]:
     """By family of arms: what was chosen on valid rows, and the gap it closes on test rows."""
     found = {}
-    for family, members in families().items():
-        picked = chosen(devices, members)
+    for family, (by, members) in families().items():
+        picked = chosen(devices, by, members)
         found[family] = {"picked": picked} | {metric: gap(devices, picked, metric) for metric in METRICS}
     return found
 
@@ -347,7 +377,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Commit {found['commit']}; {found['hardware']}; demo consort of seed 0, "
         f"measured: {', '.join(devices)}. {counts[0]} test rows a device; weights chosen on {counts[1]} "
-        "valid rows. 95 % intervals by bootstrap over rows; one co-tuning run, so none over seeds.",
+        "valid rows a device. 95 % intervals by bootstrap over rows; one co-tuning run, so none over seeds.",
         "",
         "| mixture | Rouge-L | gap closed, % | EM | gap closed, % | chosen |",
         "|---|---|---|---|---|---|",
@@ -358,11 +388,13 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {rouge:.1f} | {share} | {em:.1f} | {share} | |")
     for family, each in result.items():
         cells = [f"{100 * each[m]['mean']['mixed']:.1f} | {_percent(each[m]['mean'])}" for m in METRICS]
-        lines.append(f"| {family} | {' | '.join(cells)} | {', '.join(each['picked'].values())} |")
-    lines += ["", "By device, one weight chosen on valid rows: untuned → mixed, of tuned.", ""]
+        lines.append(
+            f"| {family} | {' | '.join(cells)} | {', '.join(dict.fromkeys(each['picked'].values()))} |"
+        )
+    lines += ["", f"By device, {BEST}: untuned → mixed, of tuned.", ""]
     lines += ["| device | Rouge-L | gap closed, % | EM | gap closed, % |", "|---|---|---|---|---|"]
     for name in devices:
-        by_metric = [result["tuned, one weight a device"][metric][name] for metric in METRICS]
+        by_metric = [result[BEST][metric][name] for metric in METRICS]
         cells = [
             f"{100 * each['untuned']:.1f} → {100 * each['mixed']:.1f} of {100 * each['tuned']:.1f} | "
             f"{_percent(each)}"
@@ -377,8 +409,13 @@ def page(found: dict[str, Any]) -> str:
         lines.append(
             f"at weight {weight}, {flips:.0f} likeliest tokens differ, mean variation {variation:.1e}."
         )
-    changed = 100 * np.mean([each["test"]["tuned 1.0"]["changed"] for each in devices.values()])
-    lines += ["", f"At weight 1, {changed:.1f} % of the tokens are others than the LLM's own choice."]
+    best = next(iter(result[BEST]["picked"].values()))
+    told = {"At weight 1 of kind tuned": "tuned 1.0", "With both guides": best}
+    for name, arm in told.items():
+        of_arm = [each["test"][arm] for each in devices.values()]
+        changed, took = (np.mean([each[key] for each in of_arm]) for key in ("changed", "cpu_ms"))
+        lines += ["", f"{name}, {100 * changed:.1f} % of the tokens are others than the LLM's own choice; "
+                  f"a token takes {took:.1f} ms of CPU."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -397,12 +434,12 @@ def main() -> None:
     config = prepared(args.run_dir)
     folder = args.run_dir / "mixture"
     folder.mkdir(exist_ok=True)
-    devices = {}
-    for device in config.devices[: args.devices]:
-        file = folder / f"{device.name}.json"
-        if not file.exists():
-            file.write_text(json.dumps(measured(config, device, args.run_dir)))
-        devices[device.name] = json.loads(file.read_text())
+    chosen_devices = config.devices[: args.devices]
+    devices = {device.name: measured(config, device, args.run_dir, ()) for device in chosen_devices}
+    for device in chosen_devices:
+        picked = [chosen(devices, *family)[device.name] for family in families().values()]
+        names = list(dict.fromkeys([*ALONE, "tuned 1.0", *picked]))
+        devices[device.name] = measured(config, device, args.run_dir, names)
     found = {"commit": commit(), "hardware": hardware(), "summary": summary(devices), "devices": devices}
     text = page(found)
     for scores in (scores for each in devices.values() for split in ("valid", "test")

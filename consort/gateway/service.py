@@ -29,7 +29,7 @@ from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import OFF, Shelf
 from consort.inference.metering import Gauge
 from consort.inference.mixing_weights import Learned
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.problems import nearest
@@ -61,7 +61,7 @@ class Service:
     watch: Watch | None = None
     deferral: Strategy = unable
     proxy: LM | None = None  # which drafts, and which the scorers hear
-    guides: Guides | None = None
+    guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import pytest
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.gateway.loading import load_guides, load_lm, load_proxy
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.types import LM
 from tests.gateway.live import Live, live, text_of
 from tests.tiny_models import tune_somehow
@@ -21,7 +21,7 @@ CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, context_tokens=9
 
 
 @pytest.fixture(scope="module")
-def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
+def guides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Guide, ...]:
     from consort.models.local import load_model
     from consort.training.adapters import OWN
     from consort.training.peft_directory import save_adapter
@@ -32,19 +32,20 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
     save_adapter(proxy, OWN, adapter, base="zoo:proxy")
     named = ServedModel(model="zoo:proxy", adapter=str(adapter), context_tokens=96)
     config = Config(serve=ServeConfig(proxy=named, sessions=2), runtime=CPU)
-    found = load_guides(config, load_proxy(config))
-    assert found is not None
-    assert (found.tuned.name, found.base.name) == ("proxy", "proxy-base")
+    found = load_guides(config, load_proxy(config), ())
+    (guide,) = found
+    assert guide.base is not None
+    assert (guide.tuned.name, guide.base.name) == ("proxy", "proxy-base")
     return found
 
 
 def test_without_an_adapter_there_is_nothing_to_steer_by() -> None:
-    assert load_guides(Config(), None) is None
+    assert load_guides(Config(), None, ()) == ()
     bare = Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")), runtime=CPU)
-    assert load_guides(bare, load_proxy(bare)) is None
+    assert load_guides(bare, load_proxy(bare), ()) == ()
 
 
-def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: Guides) -> None:
+def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: tuple[Guide, ...]) -> None:
     cloud = load_lm(CLOUD, CPU, sessions=2)
 
     async def work() -> None:
@@ -77,7 +78,7 @@ async def _mixed(here: Live, cloud: LM) -> None:
     ):
         status, refused = await here.ask(model="consort/mix", consort=wrong)
         assert (status, words in refused["error"]["message"]) == (400, True)
-    here.service.guides = None
+    here.service.guides = ()
     status, refused = await here.ask(model="consort/mix")
     assert (status, "no tuned proxy" in refused["error"]["message"]) == (400, True)
 
@@ -87,7 +88,7 @@ def test_another_tokenizer_may_steer_at_the_endpoint(tmp_path: Path) -> None:
     edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=1)
 
     async def work() -> None:
-        async with live(tmp_path, cloud=cloud, guides=Guides(edge, edge)) as here:
+        async with live(tmp_path, cloud=cloud, guides=(Guide(edge),)) as here:
             status, found = await here.ask(
                 model="consort/mix", max_tokens=6, consort={"mix_kind": "product", "mix_weight": 1}
             )
