@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mixture_rows import BASE, LLM, PROXY, SLM, Arm, Replay
 from provenance import commit, hardware
 
 from consort.bench.demo import demo_config
@@ -41,10 +42,7 @@ from consort.config import Config, DeviceConfig, ModelConfig
 from consort.inference.blending import steered
 from consort.inference.following import Written, follower
 from consort.inference.mixing_weights import (
-    Kind,
-    Learned,
     Moment,
-    Weight,
     fit,
     fixed,
     load_weights,
@@ -70,10 +68,12 @@ RATE, STEPS = 3e-3, 80  # of the tuned LLM: as many steps as the proxy's domain 
 WEIGHTS = (0.5, 1.0)
 SHARES = (0.5, 0.6, 0.7, 0.8)
 SLM_SHARES = (0.5, 0.7, 0.9, 1.0)
-TOGETHER_SHARES, EDGE_SHARES = (0.8, 0.9, 1.0), (0.35, 0.45, 0.55)  # of both guides; and, of that, the SLM's
+TOGETHER_SHARES, EDGE_SHARES = (
+    (0.7, 0.8, 0.9, 1.0),
+    (0.25, 0.35, 0.45, 0.55, 0.65),
+)  # of both guides; and, of that, the SLM's
 NEW_TOKENS = 32
 TOGETHER = 8
-ALONE = ("untuned", "tuned", "proxy", "base proxy", "SLM", "base SLM")
 CUT_ROWS = 16  # valid rows on which the error of the cut is measured
 RESAMPLES = 10_000
 CUT = 64  # tokens of a distribution, as it is served
@@ -87,24 +87,16 @@ class Rows:
     test: list[Sample]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A way to mix: kind, weight, and what part of it is the SLM's instead of the proxy's."""
-
-    kind: Kind
-    weight: Weight
-    edge_share: float = 0.0
-
-
-def arms() -> dict[str, Arm]:
+def arms(weights: Path | None = None) -> dict[str, Arm]:
+    """Every way that is tried; with a file of learned weights, those too."""
     found = {f"tuned {a}": Arm("tuned", fixed(a)) for a in WEIGHTS}
     for kind in ("product", "mean"):
         found |= {f"{kind} {share}": Arm(kind, fixed(share)) for share in SHARES}
-    found |= {f"SLM mean {share}": Arm("mean", fixed(share), 1.0) for share in SLM_SHARES}
-    for share in TOGETHER_SHARES:
-        both = {f"both mean {share} x {edge}": Arm("mean", fixed(share), edge) for edge in EDGE_SHARES}
-        found |= both | {f"both product {share} x 0.45": Arm("product", fixed(share), 0.45)}
-    return found
+        found |= {f"SLM {kind} {share}": Arm(kind, fixed(share), 1.0) for share in SLM_SHARES}
+        for share in TOGETHER_SHARES:
+            both = {edge: f"both {kind} {share} x {edge}" for edge in EDGE_SHARES}
+            found |= {name: Arm(kind, fixed(share), edge) for edge, name in both.items()}
+    return found if weights is None else found | {"tuned learned": Arm("tuned", load_weights(weights))}
 
 
 def families() -> dict[str, tuple[str, list[str]]]:
@@ -119,6 +111,7 @@ def families() -> dict[str, tuple[str, list[str]]]:
         "mean, share 0.7": ("all", ["mean 0.7"]),
         "the proxy alone": ("all", ["proxy"]),
         "across tokenizers: mean": ("each", [f"SLM mean {share}" for share in SLM_SHARES[:-1]]),
+        "across tokenizers: product": ("each", [f"SLM product {share}" for share in SLM_SHARES[:-1]]),
         "across tokenizers: all weight": ("all", ["SLM mean 1.0"]),
         "the SLM alone": ("all", ["SLM"]),
         "proxy and SLM: product": ("all", [name for name in arms() if name.startswith("both product")]),
@@ -149,9 +142,13 @@ def tuned_llm(config: Config, rows: Rows) -> LocalModel:
     return model
 
 
-def scored(texts: Sequence[str], rows: Sequence[Sample]) -> tuple[list[float], list[float]]:
+def scores(texts: Sequence[str], rows: Sequence[Sample]) -> dict[str, Any]:
     pairs = [(text, row.answer or "") for text, row in zip(texts, rows, strict=True)]
-    return [rouge_l(*pair) for pair in pairs], [exact_match(*pair) for pair in pairs]
+    return {
+        "texts": list(texts),
+        "rouge_l": [rouge_l(*pair) for pair in pairs],
+        "em": [exact_match(*pair) for pair in pairs],
+    }
 
 
 def asked(row: Sample) -> Request:
@@ -181,14 +178,16 @@ def written(strategy: Strategy, llm: LocalLM, rows: Sequence[Sample]) -> tuple[l
     return texts, {"changed": changed / tokens, "weight": weight / tokens, "cpu_ms": 1000 * took / tokens}
 
 
-def moments(llm: LocalLM, guide: Guide, rows: Sequence[Sample]) -> tuple[list[Moment], list[int]]:
+def moments(
+    llm: LocalLM, proxy: LocalLM, base: LocalLM, rows: Sequence[Sample]
+) -> tuple[list[Moment], list[int]]:
     """What is known at every token of the rows' own answers, and the token."""
     found: list[Moment] = []
     tokens: list[int] = []
     vocabulary = vocabulary_of(llm)
     for row in rows:
         ids = [*vocabulary.spans(row.answer or "").ids.tolist(), vocabulary.eos_id]
-        voices = [follower(lm, asked(row), vocabulary) for lm in (llm, guide.tuned, guide.base)]
+        voices = [follower(lm, asked(row), vocabulary) for lm in (llm, proxy, base)]
         for position, token in enumerate(ids):
             so_far = Written(tuple(ids[:position]), b"")
             for voice in voices:
@@ -231,86 +230,107 @@ def error_of_cut(whole: Sequence[Moment], size: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Bench:
-    """One device's models, open to be mixed."""
+    """One device's models, and those that are mixed opened for it."""
 
     rows: Rows
-    alone: Mapping[str, LocalModel]
-    llm: LocalLM
-    proxy: Guide
-    slm: Guide
+    models: Mapping[str, LocalModel]
+    lms: Mapping[str, LocalLM]
 
-    def guides(self, arm: Arm) -> list[Guide]:
-        shares = ((self.proxy, 1 - arm.edge_share), (self.slm, arm.edge_share))
-        return [replace(guide, share=share) for guide, share in shares]
-
-    def scores(self, name: str, split: str, arm: Arm | None) -> dict[str, Any]:
-        """Of a model alone, or of a way to mix."""
+    def alone(self, name: str, split: str) -> dict[str, Any]:
         rows = getattr(self.rows, split)
-        if arm is None:
-            with merged(self.alone[name]):
-                texts, more = answer(self.alone[name], rows, max_new_tokens=NEW_TOKENS), {}
-        else:
-            strategy = mix(self.guides(arm), kind=arm.kind, weight=arm.weight)
-            texts, more = written(strategy, self.llm, rows)
-        rouge, em = scored(texts, rows)
-        print(split, name, f"{np.mean(rouge):.3f} {np.mean(em):.3f}", more, file=sys.stderr, flush=True)
-        return {"rouge_l": rouge, "em": em, **more}
+        with merged(self.models[name]):
+            return scores(answer(self.models[name], rows, max_new_tokens=NEW_TOKENS), rows)
+
+    def mixed(self, arms: Mapping[str, Arm], split: str) -> dict[str, dict[str, Any]]:
+        """Every arm's answers, replayed."""
+        rows = getattr(self.rows, split)
+        found: dict[str, list[tuple[str, int, int]]] = {name: [] for name in arms}
+        for row in rows:
+            replay = Replay(self.lms, asked(row))
+            for name, arm in arms.items():
+                found[name].append(replay.answer(arm))
+            replay.close()
+        return {name: _scored(answers, rows) for name, answers in found.items()}
+
+    def served(self, arm: Arm, split: str) -> dict[str, Any]:
+        """The same by the strategy itself, and what a token takes."""
+        rows = getattr(self.rows, split)
+        proxy = Guide(self.lms[PROXY], self.lms[BASE], share=1 - arm.edge_share)
+        guides = [proxy, Guide(self.lms[SLM], share=arm.edge_share)]
+        strategy = mix(guides, kind=arm.kind, weight=arm.weight)
+        texts, more = written(strategy, self.lms[LLM], rows)
+        return scores(texts, rows) | more
+
+
+def _scored(answers: Sequence[tuple[str, int, int]], rows: Sequence[Sample]) -> dict[str, Any]:
+    texts, tokens, changed = zip(*answers, strict=True)
+    return scores(texts, rows) | {"changed": sum(changed) / sum(tokens)}
 
 
 @contextmanager
-def opened(config: Config, device: DeviceConfig, run_dir: Path) -> Iterator[Bench]:
+def opened(config: Config, device: DeviceConfig, run_dir: Path, *, upper: bool) -> Iterator[Bench]:
+    """With the tuned LLM, where that is asked for."""
     data = Path(device.data)
     rows = Rows(*(read_samples(data, split) for split in ("train", "valid", "test")))
     adapter = run_dir / PROXIES / device.name
     models = {
-        "untuned": load_model("zoo:cloud", runtime=config.runtime, name="cloud"),
-        "tuned": tuned_llm(config, rows),
-        "proxy": load_tuned("zoo:proxy", adapter=adapter, runtime=config.runtime, chat_template=""),
-        "base proxy": load_model("zoo:proxy", runtime=config.runtime),
-        "SLM": load_model(run_dir / ADAPTERS / device.name, runtime=config.runtime, name=device.name),
+        LLM: load_model("zoo:cloud", runtime=config.runtime, name="cloud"),
+        PROXY: load_tuned("zoo:proxy", adapter=adapter, runtime=config.runtime, chat_template=""),
+        BASE: load_model("zoo:proxy", runtime=config.runtime),
+        SLM: load_model(run_dir / ADAPTERS / device.name, runtime=config.runtime, name=device.name),
         "base SLM": load_model(device.slm.model, runtime=config.runtime),
     }
+    if upper:
+        models["tuned"] = tuned_llm(config, rows)
     room = {"answers": 0, "sessions": TOGETHER, "context_tokens": 256, "alternatives": CUT}
-    lms = [LocalLM(models[name], **room) for name in ("untuned", "proxy", "base proxy", "SLM")]
-    llm, proxy, base, slm = lms
+    lms = {name: LocalLM(models[name], **room) for name in (LLM, PROXY, BASE, SLM)}
     try:
-        yield Bench(rows, models, llm, Guide(proxy, base), Guide(slm))
+        yield Bench(rows, models, lms)
     finally:
-        for lm in lms:
+        for lm in lms.values():
             lm.close()
 
 
-def cut_and_learned(bench: Bench, file: Path) -> tuple[dict[str, float], Learned]:
-    """The error of the cut, and the weights learned from valid rows."""
-    size = bench.alone["untuned"].vocabulary.size
+def cut_and_learned(bench: Bench, file: Path) -> dict[str, float]:
+    """The error of the cut; and weights learned from valid rows, written to `file`."""
+    size = bench.models[LLM].vocabulary.size
     whole = {"answers": 0, "sessions": 1, "context_tokens": 256, "alternatives": 10**6}
-    lms = [LocalLM(bench.alone[name], **whole) for name in ("untuned", "proxy", "base proxy")]
-    told, _ = moments(lms[0], Guide(lms[1], lms[2]), bench.rows.valid[:CUT_ROWS])
+    lms = [LocalLM(bench.models[name], **whole) for name in (LLM, PROXY, BASE)]
+    told, _ = moments(*lms, bench.rows.valid[:CUT_ROWS])
     for lm in lms:
         lm.close()
-    learned = fit(*moments(bench.llm, bench.proxy, bench.rows.valid), size=size)
-    save_weights(learned, file)
-    return error_of_cut(told, size), learned
+    valid = moments(*(bench.lms[name] for name in (LLM, PROXY, BASE)), bench.rows.valid)
+    save_weights(fit(*valid, size=size), file)
+    return error_of_cut(told, size)
 
 
-def measured(config: Config, device: DeviceConfig, run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Every arm on one device's valid rows, or those of `names` on its test rows; what is known is kept."""
+def valid_rows(config: Config, device: DeviceConfig, run_dir: Path) -> dict[str, Any]:
+    """Every arm on one device's valid rows, and the models alone on all; what is known is kept."""
     file = run_dir / "mixture" / f"{device.name}.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"valid": {}, "test": {}}
-    split, tried = ("test", names) if names else ("valid", [*ALONE, *arms(), "tuned learned"])
-    if all(name in found[split] for name in tried):
-        return found
-    with opened(config, device, run_dir) as bench:
-        weights = file.with_suffix(".weights.json")
-        if "cut" not in found:
-            found["cut"], _ = cut_and_learned(bench, weights)
-        known: dict[str, Arm | None] = dict.fromkeys(ALONE)
-        known |= arms() | {"tuned learned": Arm("tuned", load_weights(weights))}
-        for name in tried:
-            if name not in found[split]:
-                found[split][name] = bench.scores(name, split, known[name])
-                file.write_text(json.dumps(found))
+    if file.exists():
+        return json.loads(file.read_text())
+    found: dict[str, Any] = {"valid": {}, "test": {}}
+    with opened(config, device, run_dir, upper=True) as bench:
+        for split in found:
+            found[split] |= {name: bench.alone(name, split) for name in bench.models}
+        found["cut"] = cut_and_learned(bench, file.with_suffix(".weights.json"))
+        found["valid"] |= bench.mixed(arms(file.with_suffix(".weights.json")), "valid")
+    file.write_text(json.dumps(found))
+    print(f"{device.name}: valid rows", file=sys.stderr, flush=True)
     return found
+
+
+def test_rows(config: Config, device: DeviceConfig, run_dir: Path, found: dict, names: Sequence[str]) -> None:
+    """The arms of `names` on one device's test rows; the first by the strategy itself too."""
+    file = run_dir / "mixture" / f"{device.name}.json"
+    if all(name in found["test"] for name in names):
+        return
+    known = arms(file.with_suffix(".weights.json"))
+    with opened(config, device, run_dir, upper=False) as bench:
+        found["test"] |= bench.mixed({name: known[name] for name in names if name in known}, "test")
+        found["served"] = bench.served(known[names[0]], "test")
+    file.write_text(json.dumps(found))
+    print(f"{device.name}: test rows", file=sys.stderr, flush=True)
 
 
 def chosen(devices: Mapping[str, dict], by: str, names: Sequence[str]) -> dict[str, str]:
@@ -410,12 +430,18 @@ def page(found: dict[str, Any]) -> str:
             f"at weight {weight}, {flips:.0f} likeliest tokens differ, mean variation {variation:.1e}."
         )
     best = next(iter(result[BEST]["picked"].values()))
-    told = {"At weight 1 of kind tuned": "tuned 1.0", "With both guides": best}
-    for name, arm in told.items():
-        of_arm = [each["test"][arm] for each in devices.values()]
-        changed, took = (np.mean([each[key] for each in of_arm]) for key in ("changed", "cpu_ms"))
-        lines += ["", f"{name}, {100 * changed:.1f} % of the tokens are others than the LLM's own choice; "
-                  f"a token takes {took:.1f} ms of CPU."]  # fmt: skip
+    served = [each["served"] for each in devices.values()]
+    replayed = [each["test"][best] for each in devices.values()]
+    pairs = [zip(a["texts"], b["texts"], strict=True) for a, b in zip(served, replayed, strict=True)]
+    same = np.mean([a == b for each in pairs for a, b in each])
+    changed, took = (np.mean([each[key] for each in served]) for key in ("changed", "cpu_ms"))
+    told = " and ".join(f"{100 * np.mean([np.mean(each[m]) for each in served]):.1f}" for m in METRICS)
+    lines += [
+        "",
+        f"Arms are replayed over remembered distributions. {best} by `mix` itself: {told},",
+        f"{100 * same:.1f} % of the answers the same; {100 * changed:.1f} % of the tokens are others than the "
+        f"LLM's own choice; a token takes {took:.1f} ms of CPU.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -435,16 +461,17 @@ def main() -> None:
     folder = args.run_dir / "mixture"
     folder.mkdir(exist_ok=True)
     chosen_devices = config.devices[: args.devices]
-    devices = {device.name: measured(config, device, args.run_dir, ()) for device in chosen_devices}
+    devices = {device.name: valid_rows(config, device, args.run_dir) for device in chosen_devices}
     for device in chosen_devices:
-        picked = [chosen(devices, *family)[device.name] for family in families().values()]
-        names = list(dict.fromkeys([*ALONE, "tuned 1.0", *picked]))
-        devices[device.name] = measured(config, device, args.run_dir, names)
+        picked = {name: chosen(devices, *family)[device.name] for name, family in families().items()}
+        names = list(dict.fromkeys([picked[BEST], *picked.values()]))
+        test_rows(config, device, args.run_dir, devices[device.name], names)
     found = {"commit": commit(), "hardware": hardware(), "summary": summary(devices), "devices": devices}
     text = page(found)
-    for scores in (scores for each in devices.values() for split in ("valid", "test")
-                   for scores in each[split].values()):  # fmt: skip
-        scores |= {metric: round(float(np.mean(scores[metric])), 5) for metric in METRICS}
+    for each in devices.values():
+        for one in (*each["valid"].values(), *each["test"].values(), each["served"]):
+            del one["texts"]
+            one |= {metric: round(float(np.mean(one[metric])), 5) for metric in METRICS}
     (RESULTS / "mixture.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "mixture.md").write_text(text)
     print(text)

@@ -47,6 +47,9 @@ def test_with_every_token_listed_a_mixture_is_the_dense_formula(seed, weight, sh
     found = steered(*tops, weight=weight, size=SIZE)
     assert spread(found) == pytest.approx(expected, abs=1e-12)
     assert found.rest == pytest.approx(0.0, abs=1e-12)
+    product = share * model + (1 - share) * plus
+    product = np.exp(product - np.logaddexp.reduce(product))
+    assert spread(multiplied(tops[:2], (share, 1 - share), size=SIZE)) == pytest.approx(product, abs=1e-12)
     mean = averaged(tops[:2], (1 - share, share), size=SIZE)
     assert spread(mean) == pytest.approx((1 - share) * np.exp(model) + share * np.exp(plus), abs=1e-12)
 
@@ -62,6 +65,17 @@ def test_probability_is_kept_whatever_is_cut(seed, first, second, weight):
         assert spread(found).sum() + found.rest == pytest.approx(1, abs=1e-9)
         assert len(set(found.ids.tolist())) == len(found.ids)
         assert (np.diff(found.logprobs) <= 0).all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, SIZE), st.floats(0.1, 3), st.floats(0.1, 3))
+def test_only_the_proportion_of_shares_counts_and_two_who_agree_are_one(seed, count, first, second):
+    model, other = cut(dense(seed), count), cut(dense(seed + 1), count)
+    for pool in (averaged, multiplied):
+        same = pool((model, model), (first, second), size=SIZE)
+        assert spread(same) == pytest.approx(spread(model), abs=1e-9)
+        assert same.rest == pytest.approx(model.rest, abs=1e-9)
+        once, twice = (pool((model, other), (k * first, k * second), size=SIZE) for k in (1, 2))
+        assert spread(once) == pytest.approx(spread(twice), abs=1e-9)
 
 
 @given(st.integers(0, 10**6), st.integers(1, SIZE), st.integers(1, SIZE))

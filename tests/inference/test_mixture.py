@@ -123,6 +123,59 @@ def test_steering_changes_tokens_says_whose_they_are_and_repeats_with_its_seed(m
     assert said(across)[1] in ("stop", "length")
 
 
+@pytest.mark.parametrize("request_", OTHERS)
+@pytest.mark.parametrize("kind", ["tuned", "product", "mean", "contrast"])
+def test_a_guide_without_a_share_is_not_asked_and_two_halves_are_one_whole(models, kind, request_):
+    guide = Guide(models.tuned, models.base)
+    expected, note = mixed(models, guide, request_, kind=kind, weight=0.7)
+    unasked = replace(Guide(says("far", "words")), share=0.0)  # it could not even be read
+    found, same = mixed(models, [guide, unasked], request_, kind=kind, weight=0.7)
+    assert (found, same) == (expected, note)
+    halves = [replace(guide, share=0.5), replace(guide, share=0.5)]
+    found, same = mixed(models, halves, request_, kind=kind, weight=0.7)
+    assert said(found) == said(expected)
+    assert same.values["weight"] == note.values["weight"]
+
+
+@pytest.mark.parametrize("kind", ["product", "mean"])
+def test_guides_of_both_tokenizers_steer_together_and_the_receipt_says_how_much_each(models, kind):
+    guides = [Guide(models.tuned, models.base, share=3.0), Guide(models.stranger, share=1.0)]
+    request = replace(ASKED, temperature=1.0)
+    found, note = mixed(models, guides, request, kind=kind, weight=0.8)
+    assert found == mixed(models, guides, request, kind=kind, weight=0.8)[0]
+    assert note.values["unheard"] == 0
+    shares = [note.values[f"weight of {lm.name}"] for lm in (models.tuned, models.stranger)]
+    assert shares == pytest.approx([0.6, 0.2])
+    assert note.values["weight"] == pytest.approx(0.8)
+    names = {models.llm.name, models.tuned.name, models.stranger.name}
+    assert {chunk.model for chunk in found} <= names
+
+
+def test_where_one_guide_fails_the_other_has_its_share_too(models):
+    lost = UpstreamError("broke off", where="stranger")
+    guides = [Guide(models.tuned), Guide(breaking(models.stranger, 0, lost))]
+    found, note = mixed(models, guides, kind="mean", weight=0.8)
+    alone, _ = mixed(models, Guide(models.tuned), kind="mean", weight=0.8)
+    assert said(found)[1] in ("stop", "length")
+    assert note.values["unheard"] >= note.values["tokens"] - 1
+    assert note.values["weight"] == pytest.approx(0.8)
+    assert len(said(found)[0]) > 0 < len(said(alone)[0])
+
+
+def test_what_a_kind_needs_and_nobody_has_is_refused(models):
+    for kind in ("tuned", "contrast"):
+        with pytest.raises(ModelError, match="before its tuning"):
+            mixed(models, Guide(models.stranger), kind=kind)
+
+
+def test_text_that_was_begun_is_read_by_a_stranger_before_the_first_token(models):
+    """All weight on it: its first word is what it would write behind that text itself."""
+    request = replace(ASKED, messages=(*ASKED.messages, Message("assistant", "the clinic")), max_tokens=1)
+    found, _ = mixed(models, Guide(models.stranger), request, kind="mean", weight=1.0)
+    own = alone(models.stranger, replace(request, max_tokens=4))
+    assert "".join(chunk.text for chunk in own).startswith("".join(chunk.text for chunk in found))
+
+
 def test_a_stop_sequence_ends_the_answer_and_what_is_left_early_is_freed(models):
     guides = Guide(models.tuned, models.base)
     whole = said(mixed(models, guides)[0])[0]
