@@ -15,9 +15,16 @@ from consort.inference.mixing_weights import Kind, Weight
 from consort.inference.white_box import vocabulary_of
 from consort.models.decoding.lm import LocalLM
 from consort.models.decoding.sampling import Sampling, pick, token_keys
+from consort.training.data import Sample
 from consort.types import Request, TopK
 
+NEW_TOKENS = 32  # of an answer at most
 LLM, PROXY, BASE, SLM = "untuned", "proxy", "base proxy", "SLM"
+
+
+def asked(row: Sample) -> Request:
+    assert not isinstance(row.prompt, str), "the suite asks by messages"
+    return Request(row.prompt, max_tokens=NEW_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from consort.align import TAIL, VocabMap, Vocabulary
 from consort.inference.blending import listed, log_probability
-from consort.types import Session, TopK
+from consort.types import BoolArray, IntArray, Session, TopK
 
 if TYPE_CHECKING:
     from consort.inference.following import Written
@@ -59,7 +59,7 @@ class Across:
         so waits for the model."""
         here = self._log_mass(self._ids, self._places, self._text)
         if not np.isfinite(here):
-            return None  # the answer ends in bytes that begin none of its tokens
+            return None  # the answer ends in what it never writes
         begun: dict[bytes, int] = {}
         for token in self._weighed(among):
             begun.setdefault(self._piece(token), token)
@@ -73,6 +73,8 @@ class Across:
         found = {begun[piece]: mass for piece, mass in _longest(masses).items()}
         if self._writer.eos_id is not None:
             found[self._writer.eos_id] = end
+        if not any(found.values()):
+            return None
         total = max(1.0, sum(found.values()))  # cut lists and other cuts of one text leave small errors
         return listed(np.array(list(found)), np.array(list(found.values())) / total)
 
@@ -92,7 +94,7 @@ class Across:
             ids = row.ids[meant[:OWN_WEIGHED]].astype(np.int32)
             yield from self._first_tokens(ids[self._map.lengths.take(ids) > bytes_read], bytes_read, opening)
 
-    def _first_tokens(self, ids: np.ndarray, bytes_read: np.int32, opening: bool) -> Iterator[int]:
+    def _first_tokens(self, ids: IntArray, bytes_read: np.int32, opening: bool) -> Iterator[int]:
         """The writer's own first tokens of what is left of these; amid a character, its next byte."""
         found = self._map.remainders(ids, np.full_like(ids, bytes_read), np.full_like(ids, opening))
         bytes_alone = _byte_tokens(self._writer)
@@ -117,10 +119,8 @@ class Across:
         alone = _byte_tokens(self._own)
         rest = [text[place : place + 1] for place in range(places[-1], len(text))]
         if all(byte in alone for byte in rest):
-            ids, places = (
-                ids + [alone[byte] for byte in rest],
-                [*places, *range(places[-1] + 1, len(text) + 1)],
-            )
+            ids = [*ids, *(alone[byte] for byte in rest)]
+            places = [*places, *range(places[-1] + 1, len(text) + 1)]
         return ids, places
 
     def _encoded_on(self, piece: bytes) -> tuple[list[int], list[int]]:
@@ -151,14 +151,17 @@ class Across:
             return 0.0
         behind = places[-1] < len(text)  # bytes of a character that is not whole yet
         self._read(ids if behind else ids[:-1])
-        masses = []
+        log_masses = [-np.inf]
         for place, read in self._begun(ids, places, text, behind=behind):
             row = self._rows[place]
             mass = float(np.exp(row.logprobs[self._begins(row, read)]).sum())
             if not mass and place == len(ids) - 1:  # unlisted, or written otherwise than it is read
                 mass = float(np.exp(log_probability(row, ids[-1], self._own.size)))
-            masses.append(np.exp(self._chances[place]) * mass)
-        return float(np.log(total)) if (total := sum(masses)) else -np.inf
+            if mass:
+                log_masses.append(
+                    self._chances[place] + np.log(mass)
+                )  # a long answer's own is below any float
+        return float(np.logaddexp.reduce(log_masses))
 
     def _begun(
         self, ids: list[int], places: list[int], text: bytes, *, behind: bool
@@ -169,14 +172,15 @@ class Across:
         for place in range(last, max(-1, last - COVERED), -1):
             yield place, b" " * (not place and self._own.adds_space) + text[places[place] :]
 
-    def _begins(self, row: TopK, read: bytes) -> np.ndarray:
+    def _begins(self, row: TopK, read: bytes) -> BoolArray:
         """Which of a row's tokens begin with these bytes."""
         first = bisect_left(self._order, read)
         beyond = bisect_left(self._order, read + _LAST_BYTES)
         if first == beyond:
             return np.zeros(len(row.ids), bool)
         ranks = self._own.beginnings.ranks.take(row.ids, mode="clip")
-        return (ranks >= first) & (ranks < beyond)
+        begins: BoolArray = (ranks >= first) & (ranks < beyond)
+        return begins
 
     def _end_mass(self, here: float) -> float:
         end = self._own.eos_id

@@ -1,4 +1,5 @@
-"""`consort/mix` behind the endpoint: a served proxy with its adapter steers, the receipt says how much."""
+"""`consort/mix` behind the endpoint: a served proxy with its adapter steers, with the first edge where it can
+be read; the receipt says how much each."""
 
 from __future__ import annotations
 
@@ -81,6 +82,48 @@ async def _mixed(here: Live, cloud: LM) -> None:
     here.service.guides = ()
     status, refused = await here.ask(model="consort/mix")
     assert (status, "no tuned proxy" in refused["error"]["message"]) == (400, True)
+
+
+def test_the_proxy_and_the_edge_steer_together_each_by_its_share(
+    tmp_path: Path, guides: tuple[Guide, ...]
+) -> None:
+    cloud = load_lm(CLOUD, CPU, sessions=2)
+    edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=2)
+    (proxy,) = guides
+
+    async def work() -> None:
+        async with live(tmp_path, edges=(edge,), cloud=cloud, guides=(proxy, Guide(edge))) as here:
+            asked = {"model": "consort/mix", "max_tokens": 6}
+            _, found = await here.ask(consort={"receipt": True}, **asked)
+            (note,) = found["consort"]["receipt"]["notes"]
+            both = here.service.config.mix_weight
+            of_edge = both * here.service.config.mix_edge_share
+            assert note["weight"] == pytest.approx(both)
+            assert note["weight of edge"] == pytest.approx(of_edge, abs=1e-4)
+            assert note["weight of proxy"] == pytest.approx(both - of_edge, abs=1e-4)
+            _, found = await here.ask(consort={"receipt": True, "mix_edge_share": 0}, **asked)
+            (note,) = found["consort"]["receipt"]["notes"]
+            assert "weight of edge" not in note
+            assert note["weight of proxy"] == pytest.approx(both)
+            # of the edge nobody knows what it was before its tuning: the proxy steers alone
+            _, found = await here.ask(consort={"receipt": True, "mix_kind": "tuned"}, **asked)
+            assert "weight of edge" not in found["consort"]["receipt"]["notes"][0]
+            status, refused = await here.ask(consort={"mix_edge_share": 1.5}, **asked)
+            assert (status, "between 0 and 1" in refused["error"]["message"]) == (400, True)
+
+    asyncio.run(work())
+
+
+def test_what_is_served_steers_by_the_proxy_and_the_first_edge_if_it_can_be_read(
+    guides: tuple[Guide, ...],
+) -> None:
+    edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=1)
+    far = load_lm(ServedModel(name="far", model="edge", base_url="http://127.0.0.1:9/v1"), CPU)
+    named = ServedModel(model="zoo:proxy", adapter="somewhere", context_tokens=96)
+    config = Config(serve=ServeConfig(proxy=named, sessions=1), runtime=CPU)
+    (tuned,) = guides
+    assert [guide.tuned.name for guide in load_guides(config, tuned.tuned, (edge, far))] == ["proxy", "edge"]
+    assert [guide.tuned.name for guide in load_guides(config, tuned.tuned, (far, edge))] == ["proxy"]
 
 
 def test_another_tokenizer_may_steer_at_the_endpoint(tmp_path: Path) -> None:

@@ -173,6 +173,19 @@ def test_a_word_of_the_writer_s_has_the_mass_of_all_ways_to_begin_so() -> None:
     assert [masses[piece] for piece in pieces] == pytest.approx([0.3, 0.6], abs=1e-3)
 
 
+def test_a_long_answer_that_it_finds_unlikely_is_followed_to_the_end() -> None:
+    writer, own = (vocabulary_of(lm) for lm in readers())
+    session = Sure([], own.size)
+    reader = Across(session, session.next(), mapping=vocab_map(own, writer))
+    text = "the clinic opens at nine " * 20  # whose probability is below the least float
+    reader.follow(Written(tuple(writer.encode(text)), text.encode()))
+    word = writer.encode("the")[0]
+    heard = reader.heard((TopK(np.array([word]), np.array([0.0]), 0.0),))
+    assert heard is not None
+    assert np.isfinite(heard.logprobs).all()
+    assert reader._last_word() > 50  # what stands before is not encoded again for every token that is weighed
+
+
 def test_an_endpoint_cannot_be_read_along() -> None:
     with pytest.raises(ModelError, match="distributions can be read"):
         white_box(says("far", "words"), where="mix")
