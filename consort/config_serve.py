@@ -84,6 +84,6 @@ class ServeConfig:
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
     # the device's copy of the proxy, with its adapter: drafts for the cloud, judges answers for cascade, and
-    # steers a mixture by what the adapter adds
+    # steers a mixture, together with the first edge
     proxy: ServedModel = field(default_factory=ServedModel)
     sessions: int = 4  # answers at once that read the models token by token; memory is taken for each
