@@ -53,8 +53,9 @@ def mix(guides: Sequence[Guide], *, kind: Kind, weight: Weight) -> Strategy:
                 if await _all_follow(voices, answer.written):
                     yield answer.cut_short()
                     break
-                own = await _heard(voices)
-                chunk = answer.write(own, [each.opinion() for each in steering])
+                await _all_hear(voices)
+                assert writer.says is not None, "a writer hears itself"
+                chunk = answer.write(writer.says, [each.opinion() for each in steering])
                 if chunk is not None:
                     yield chunk
                 if chunk is not None and chunk.finish_reason is not None:
@@ -94,17 +95,13 @@ async def _all_follow(voices: list[_Voice], written: Written) -> bool:
     return False
 
 
-async def _heard(voices: list[_Voice]) -> TopK:
-    """What the writer would say next, when every other has found out too: first those with its tokenizer."""
-    writer, *others = voices
-    await writer.hear(())
-    assert writer.says is not None, "a writer hears itself"
-    same = [voice for voice in others if voice.same]
-    _silence(same, await asyncio.gather(*(voice.hear(()) for voice in same), return_exceptions=True))
-    among = [voice.says for voice in (writer, *same) if voice.says is not None]
-    across = [voice for voice in others if not voice.same]
-    _silence(across, await asyncio.gather(*(voice.hear(among) for voice in across), return_exceptions=True))
-    return writer.says
+async def _all_hear(voices: list[_Voice]) -> None:
+    """Those with another tokenizer find out what they would say, among what those with the writer's do."""
+    among = [voice.says for voice in voices if voice.same and voice.says is not None]
+    across = [voice for voice in voices if not voice.same and not voice.silent]
+    if across:
+        ends = await asyncio.gather(*(voice.hear(among) for voice in across), return_exceptions=True)
+        _silence(across, ends)
 
 
 def _silence(voices: Sequence[_Voice], ends: Sequence[BaseException | None]) -> None:
@@ -129,10 +126,10 @@ class _Steering:
         async def voice(lm: LM) -> _Voice:
             return _Voice(await reached(lm, where="mix"), request, writer)
 
-        tuned = await voice(guide.tuned) if kind != "contrast" else None
-        base = await voice(guide.base) if guide.base is not None and kind in ("tuned", "contrast") else None
-        heard = guide.tuned if tuned is not None or guide.base is None else guide.base
-        return cls(heard.name, guide.share, tuned, base)
+        if kind == "contrast" and guide.base is not None:
+            return cls(guide.base.name, guide.share, None, await voice(guide.base))
+        base = await voice(guide.base) if kind == "tuned" and guide.base is not None else None
+        return cls(guide.tuned.name, guide.share, await voice(guide.tuned), base)
 
     @property
     def voices(self) -> list[_Voice]:
@@ -162,21 +159,17 @@ class _Voice:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     async def follow(self, written: Written) -> None:
-        """Read the answer up to there."""
+        """Read the answer up to there; one with the writer's tokenizer then knows what it would say."""
         if not self.silent:
             assert self._follower is not None, "opened before"
             await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.follow, written)
+            self.says = self._follower.heard(()) if self.same else None
 
     async def hear(self, among: Sequence[TopK]) -> None:
         """Find out what it would say next, where those with the writer's tokenizer would say `among`."""
-        if self.silent:
-            return
         assert self._follower is not None, "opened before"
-        if self.same:  # nothing to wait for
-            self.says = self._follower.heard(among)
-        else:
-            loop = asyncio.get_running_loop()
-            self.says = await loop.run_in_executor(self._thread, self._follower.heard, among)
+        loop = asyncio.get_running_loop()
+        self.says = await loop.run_in_executor(self._thread, self._follower.heard, among)
 
     def close(self) -> Future[None]:
         """Release the session when the thread has done what it is at."""
