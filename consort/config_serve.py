@@ -48,9 +48,10 @@ class ServeConfig:
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
     alike: str = ""  # cache: a file of `consort calibrate --cache`: within it alike questions are the same
-    # mix: (1 - a) llm + a proxy, in probabilities; or a product, or llm + a (proxy - its base), or a contrast
+    # mix: (1 - a) llm + a guides in probabilities, or a product, or llm + a (proxy - its base), or a contrast
     mix_kind: MixKind = "mean"
-    mix_weight: float = 0.7  # mix: the a above
+    mix_weight: float = 0.9  # mix: the a above (experiments/results/mixture.md)
+    mix_edge_share: float = 0.45  # mix: of that weight, the first edge's; the tuned proxy has the others
     mix_schedule: MixSchedule = "fixed"  # mix: the weight at every token; "learned" is the file's below
     mix_half_life: float = 16.0  # mix: tokens after which a fading weight is half as large
     mix_weights: str = ""  # mix: a file of learned weights, for mix_schedule = "learned"
@@ -83,6 +84,6 @@ class ServeConfig:
     edges: tuple[ServedModel, ...] = ()  # the devices' models, the preferred first
     cloud: ServedModel = field(default_factory=ServedModel)
     # the device's copy of the proxy, with its adapter: drafts for the cloud, judges answers for cascade, and
-    # steers a mixture by what the adapter adds
+    # steers a mixture, together with the first edge
     proxy: ServedModel = field(default_factory=ServedModel)
     sessions: int = 4  # answers at once that read the models token by token; memory is taken for each

@@ -246,8 +246,8 @@ async def close(service: Service) -> None:
     """Give back what the service holds: the labeller, the models' connections, the ledger."""
     if service.shadow is not None:
         await service.shadow.close()
-    guides = (service.guides.base,) if service.guides else ()  # the tuned one is the proxy
-    for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *guides):
+    bases = [guide.base for guide in service.guides if guide.base is not None]  # the tuned ones are served
+    for lm in (*service.models, *((service.proxy,) if service.proxy else ()), *bases):
         if hasattr(lm, "close"):
             with contextlib.suppress(ConsortError):
                 closed = lm.close()  # of an endpoint in the event loop, of a local model in its thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from consort.config import Config, ModelConfig, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.models import zoo
 from consort.models.gguf.file import SUFFIX, is_gguf
 from consort.types import LM, DraftedLM, Drafter
@@ -112,13 +113,15 @@ def _own(name: str, model: ModelConfig) -> ServedModel:
     return ServedModel(name=name, model=model.model, chat_template=model.chat_template)
 
 
-def load_guides(config: Config, proxy: LM | None) -> Guides | None:
-    """The proxy with its adapter and without, which steer a mixture; None where no tuned proxy is served."""
+def load_guides(config: Config, proxy: LM | None, edges: Sequence[LM]) -> tuple[Guide, ...]:
+    """Who steers a mixture: the proxy with its adapter and without, and the first edge where it can be read;
+    nobody where no tuned proxy is served."""
     model = config.serve.proxy
     if proxy is None or not model.adapter:
-        return None
+        return ()
     base = replace(_named(model), adapter="", answers=1, name=f"{proxy.name}-base")
-    return Guides(proxy, load_lm(base, config.runtime, sessions=config.serve.sessions))
+    guide = Guide(proxy, load_lm(base, config.runtime, sessions=config.serve.sessions))
+    return guide, *(Guide(edge) for edge in edges[:1] if hasattr(edge, "open"))
 
 
 def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:

@@ -24,7 +24,7 @@ from consort.gateway.strategies import STRATEGIES
 from consort.inference.cache import OFF
 from consort.inference.cache_measured import load_likeness
 from consort.inference.mixing_weights import load_weights
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.inference.white_box import white_box
 from consort.problems import nearest
 from consort.types import LM, DraftedLM
@@ -58,7 +58,7 @@ def open_service(config: Config) -> Service:
         )
         for model in (*edges, *((cloud,) if cloud.model else ()))
     ]
-    guides = load_guides(config, proxy)
+    guides = load_guides(config, proxy, models[: len(edges)])
     at_edge, in_cloud = tuple(models[: len(edges)]), models[-1] if cloud.model else None
     _check_strategy(judging, at_edge, in_cloud, guides)
     deferral = deferral_of(config.serve, models, has_cloud=in_cloud is not None, sessions=sessions)
@@ -117,7 +117,9 @@ def _measured_likeness(config: ServeConfig) -> float:
         raise ConfigError(f"{config.alike}: {error.what}", where="serve.alike", hint=error.hint) from error
 
 
-def _check_strategy(judging: Judges, edges: tuple[LM, ...], cloud: LM | None, guides: Guides | None) -> None:
+def _check_strategy(
+    judging: Judges, edges: tuple[LM, ...], cloud: LM | None, guides: tuple[Guide, ...]
+) -> None:
     """ConfigError where every request would be refused. Of defer, `deferral_of` says it."""
     strategy, where = judging.config.strategy, "serve.strategy"
     if why := unscored(strategy, edges, needs_logprobs=judging.needs_logprobs):
@@ -126,7 +128,7 @@ def _check_strategy(judging: Judges, edges: tuple[LM, ...], cloud: LM | None, gu
         what = "speculate drafts for a cloud model that takes drafts, and none is served"
         hint = "set drafted = true under [serve.cloud], before a `consort serve --role cloud`"
         raise ConfigError(what, where=where, hint=hint)
-    if strategy == "mix" and guides is None:
+    if strategy == "mix" and not guides:
         hint = "name the proxy and its adapter under [serve.proxy]"
         raise ConfigError("no tuned proxy is served, by which mix steers", where=where, hint=hint)
     if strategy == "mix":

@@ -28,7 +28,8 @@ class Parameters:
     share: float = 0.5
     alike: float = OFF  # never below the measured one
     mix_kind: str = "mean"
-    mix_weight: float = 0.7
+    mix_weight: float = 0.9
+    mix_edge_share: float = 0.45
     mix_schedule: str = "fixed"
     mix_half_life: float = 16.0
     stall_s: float = 5.0
@@ -49,6 +50,8 @@ class Parameters:
         for name, known in WORDS.items():
             if getattr(self, name) not in known:
                 raise RequestError(f"must be one of {', '.join(known)}", where=f"consort.{name}")
+        if self.mix_edge_share > 1:
+            raise RequestError("must be between 0 and 1", where="consort.mix_edge_share")
         if not self.mix_half_life:
             raise RequestError("must be more than 0 tokens", where="consort.mix_half_life")
         return self
@@ -67,6 +70,7 @@ def configured(config: ServeConfig, *, alike: float = OFF) -> Parameters:
         alike=alike,
         mix_kind=config.mix_kind,
         mix_weight=config.mix_weight,
+        mix_edge_share=config.mix_edge_share,
         mix_schedule=config.mix_schedule,
         mix_half_life=config.mix_half_life,
         stall_s=config.stall_s,

@@ -30,7 +30,7 @@ from consort.inference.cache import OFF, Shelf
 from consort.inference.evidence import Hear
 from consort.inference.metering import Gauge
 from consort.inference.mixing_weights import Learned
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.inference.pace import Pace
 from consort.inference.single import named
 from consort.problems import nearest
@@ -63,7 +63,7 @@ class Service:
     deferral: Strategy = unable
     proxy: LM | None = None  # which drafts, and which the scorers hear
     hear: Hear | None = None  # what it thinks of an answer, for scorers and labels
-    guides: Guides | None = None
+    guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)

@@ -7,7 +7,7 @@ defer to a cloud that `takeover` backs.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from consort.errors import RequestError
 from consort.gateway.parameters import Parameters
@@ -15,7 +15,7 @@ from consort.inference.auto import Conditions, auto
 from consort.inference.cache import Shelf, cache
 from consort.inference.cascade import cascade
 from consort.inference.mixing_weights import Learned, fading, fixed
-from consort.inference.mixture import Guides, mix
+from consort.inference.mixture import Guide, mix
 from consort.inference.route import route
 from consort.inference.single import cloud, edge
 from consort.inference.speculative import Chooser, speculate
@@ -27,7 +27,8 @@ from consort.types import Chunk, Consort, Request, Scorer, Strategy
 @dataclass(frozen=True, slots=True)
 class Means:
     """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured, who
-    drafts, how single tokens are deferred, the proxies that steer a mixture, the weight learned for them."""
+    drafts, how single tokens are deferred, who steers a mixture (the proxy, and
+    the first edge where it can be read), the weight learned for it."""
 
     before: Scorer
     after: Scorer
@@ -35,7 +36,7 @@ class Means:
     measure: Callable[[Consort], Conditions]
     choose_drafter: Chooser
     deferral: Strategy
-    guides: Guides | None = None
+    guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
 
 
@@ -73,17 +74,20 @@ def _auto(p: Parameters, means: Means) -> Strategy:
 
 
 def _mix(p: Parameters, means: Means) -> Strategy:
-    if means.guides is None:
+    if not means.guides:
         hint = "name the proxy and its adapter under [serve.proxy]"
         raise RequestError("no tuned proxy is served, by which mix steers", where="consort/mix", hint=hint)
+    proxy, *edges = means.guides
+    guides = [replace(proxy, share=1 - p.mix_edge_share if edges else 1.0)]
+    guides += [replace(edge, share=p.mix_edge_share) for edge in edges]
     if p.mix_schedule == "learned":
         if means.mixing is None:
             what, hint = "no learned weights are served", "name their file: serve.mix_weights"
             raise RequestError(what, where="consort.mix_schedule", hint=hint)
-        return mix(means.guides, kind=means.mixing.kind, weight=means.mixing)
+        return mix(guides, kind=means.mixing.kind, weight=means.mixing)
     fades = p.mix_schedule == "fading"
     weight = fading(p.mix_weight, p.mix_half_life) if fades else fixed(p.mix_weight)
-    return mix(means.guides, kind=p.mix_kind, weight=weight)  # type: ignore[arg-type]
+    return mix(guides, kind=p.mix_kind, weight=weight)  # type: ignore[arg-type]
 
 
 STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {

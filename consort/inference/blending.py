@@ -54,14 +54,23 @@ def steered(model: TopK, plus: TopK, minus: TopK, *, weight: float, size: int) -
     return _normalised(every.ids, coefficients @ every.logprobs, float(coefficients @ every.unlisted), every)
 
 
-def averaged(model: TopK, other: TopK, *, weight: float, size: int) -> TopK:
-    """`(1 - weight) * model + weight * other` in probabilities; `weight` from 0 to 1."""
-    if weight == 0:
-        return model
-    every = aligned((model, other), size)
-    shares = np.log([max(1.0 - weight, 1e-300), weight])
-    mixed = np.logaddexp.reduce(every.logprobs + shares[:, None], axis=0)
-    return _normalised(every.ids, mixed, float(np.logaddexp.reduce(every.unlisted + shares)), every)
+def averaged(distributions: Sequence[TopK], shares: Sequence[float], *, size: int) -> TopK:
+    """The mean of probabilities; `shares` are set against each other, and one of 0 leaves its model out."""
+    parts, weights = _with_share(distributions, shares)
+    if len(parts) == 1:
+        return parts[0]
+    every = aligned(parts, size)
+    mixed = np.logaddexp.reduce(every.logprobs + np.log(weights)[:, None], axis=0)
+    return _normalised(every.ids, mixed, float(np.logaddexp.reduce(every.unlisted + np.log(weights))), every)
+
+
+def multiplied(distributions: Sequence[TopK], shares: Sequence[float], *, size: int) -> TopK:
+    """The mean of log-probabilities, normalised: a product of experts. `shares` as in `averaged`."""
+    parts, weights = _with_share(distributions, shares)
+    if len(parts) == 1:
+        return parts[0]
+    every = aligned(parts, size)
+    return _normalised(every.ids, weights @ every.logprobs, float(weights @ every.unlisted), every)
 
 
 def plausible(distribution: TopK, model: TopK, *, share: float) -> TopK:
@@ -98,6 +107,12 @@ def entropy(distribution: TopK) -> float:
     logprobs = distribution.logprobs
     rest = distribution.rest
     return float(-(np.exp(logprobs) @ logprobs) - (rest * np.log(rest) if rest > 0 else 0.0))
+
+
+def _with_share(distributions: Sequence[TopK], shares: Sequence[float]) -> tuple[list[TopK], FloatArray]:
+    kept = [(each, share) for each, share in zip(distributions, shares, strict=True) if share > 0]
+    weights = np.array([share for _, share in kept])
+    return [each for each, _ in kept], weights / weights.sum()
 
 
 def _unlisted(distribution: TopK, size: int) -> float:

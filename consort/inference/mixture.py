@@ -1,23 +1,24 @@
 """Mixture: the large model writes, and small ones that read along move its next-token distribution.
 
 Proxy-tuning (arXiv 2401.08565): `llm + a * (tuned - base)` gives a large model what its proxy was tuned to,
-and leaves its weights alone; also a product and an average of two models, and contrastive decoding (arXiv
-2210.15097). Every model is one session; all read a token at the same time, as each may be far away. The LLM's
-tokens are written whatever the tokenizers of the others (`following`). Noise is the project's: with weight 0
-the answer is the LLM's own with that seed. Where a small model fails in the middle, the LLM goes on alone.
+and leaves its weights alone; also a product and an average of several models, which err differently, and
+contrastive decoding (arXiv 2210.15097). Every model is one session; all read a token at the same time, as
+each may be far away. The LLM's tokens are written whatever the tokenizers of the others (`following`). Noise
+is the project's: with weight 0 the answer is the LLM's own with that seed. Where a small model fails in the
+middle, the others go on, and at last the LLM alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from consort.align import Vocabulary
-from consort.errors import ContextFullError
+from consort.errors import ContextFullError, ModelError
 from consort.inference.following import Follower, Written, follower
-from consort.inference.mixed_answer import MixedAnswer
+from consort.inference.mixed_answer import MixedAnswer, Opinion
 from consort.inference.mixing_weights import Kind, Weight
 from consort.inference.single import FAILURES, cloud_of, refuse_lacking
 from consort.inference.white_box import reached, vocabulary_of
@@ -25,40 +26,39 @@ from consort.types import LM, Chunk, Consort, Request, Strategy, TokenLM, TopK
 
 
 @dataclass(frozen=True, slots=True)
-class Guides:
-    """Small models that steer: one tuned to what the answers need, and the same before it was."""
+class Guide:
+    """A small model that steers: tuned to what the answers need, the same before it was, if there is one,
+    and its share of what all guides weigh together, which is set against the others' shares."""
 
     tuned: LM
-    base: LM
-
-    def of(self, kind: Kind) -> tuple[LM, ...]:
-        """Those that a kind of mixture hears."""
-        if kind == "tuned":
-            return self.tuned, self.base
-        return (self.base,) if kind == "contrast" else (self.tuned,)
+    base: LM | None = None
+    share: float = 1.0
 
 
-def mix(guides: Guides, *, kind: Kind, weight: Weight) -> Strategy:
-    """The cloud's model writes, steered by the guides."""
+def mix(guides: Sequence[Guide], *, kind: Kind, weight: Weight) -> Strategy:
+    """The cloud's model writes, steered by the guides; those without a share are not asked. ModelError where
+    the kind asks for models before their tuning and no guide has one."""
 
     async def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-        llm, *small = [await reached(lm, where="mix") for lm in (cloud_of(consort), *guides.of(kind))]
+        chosen = _heard_for(kind, guides)
+        llm = await reached(cloud_of(consort), where="mix")
         refuse_lacking(llm, request)
-        models = (llm, *small)
-        voices = [_Voice(model, request, vocabulary_of(llm)) for model in models]
-        answer = MixedAnswer(request, models[:2], kind=kind, weight=weight)
+        writer = _Voice(llm, request, vocabulary_of(llm))
+        steering = [await _Steering.of(guide, kind, request, vocabulary_of(llm)) for guide in chosen]
+        voices = [writer, *(voice for each in steering for voice in each.voices)]
+        answer = MixedAnswer(request, llm, kind=kind, weight=weight)
         try:
             await asyncio.gather(*(voice.open() for voice in voices))
             while True:
-                own = voices[0].heard(None)
-                assert own is not None, "a writer hears itself"
-                chunk = answer.write(own, [voice.heard(own) for voice in voices[1:]])
+                if await _all_follow(voices, answer.written):
+                    yield answer.cut_short()
+                    break
+                await _all_hear(voices)
+                assert writer.says is not None, "a writer hears itself"
+                chunk = answer.write(writer.says, [each.opinion() for each in steering])
                 if chunk is not None:
                     yield chunk
                 if chunk is not None and chunk.finish_reason is not None:
-                    break
-                if await _all_follow(voices, answer.written):
-                    yield answer.cut_short()
                     break
         finally:
             consort.note(answer.note())
@@ -68,18 +68,78 @@ def mix(guides: Guides, *, kind: Kind, weight: Weight) -> Strategy:
     return strategy
 
 
+def _heard_for(kind: Kind, guides: Sequence[Guide]) -> list[Guide]:
+    """Those that a kind of mixture hears."""
+    chosen = [guide for guide in guides if guide.share > 0]
+    if kind not in ("tuned", "contrast"):
+        return chosen
+    found = [guide for guide in chosen if guide.base is not None]
+    if chosen and not found:
+        raise ModelError(
+            f"a mixture of kind {kind} needs a small model as it was before its tuning",
+            where="mix",
+            hint="ask for kind mean or product, or give a proxy a share",
+        )
+    return found
+
+
 async def _all_follow(voices: list[_Voice], written: Written) -> bool:
     """Every model reads on; True where the writer's context is full. Its failures are raised, those of the
     others silence them."""
     ends = await asyncio.gather(*(voice.follow(written) for voice in voices), return_exceptions=True)
     if isinstance(ends[0], ContextFullError):
         return True
+    if ends[0] is not None:
+        raise ends[0]
+    _silence(voices[1:], ends[1:])
+    return False
+
+
+async def _all_hear(voices: list[_Voice]) -> None:
+    """Those with another tokenizer find out what they would say, among what those with the writer's do."""
+    among = [voice.says for voice in voices if voice.same and voice.says is not None]
+    across = [voice for voice in voices if not voice.same and not voice.silent]
+    if across:
+        ends = await asyncio.gather(*(voice.hear(among) for voice in across), return_exceptions=True)
+        _silence(across, ends)
+
+
+def _silence(voices: Sequence[_Voice], ends: Sequence[BaseException | None]) -> None:
     for voice, end in zip(voices, ends, strict=True):
-        if isinstance(end, FAILURES) and voice is not voices[0]:
-            voice.silent = True
+        if isinstance(end, FAILURES):
+            voice.silent, voice.says = True, None
         elif end is not None:
             raise end
-    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Steering:
+    """One guide's models, as far as the kind of mixture hears them."""
+
+    name: str
+    share: float
+    tuned: _Voice | None
+    base: _Voice | None
+
+    @classmethod
+    async def of(cls, guide: Guide, kind: Kind, request: Request, writer: Vocabulary) -> _Steering:
+        async def voice(lm: LM) -> _Voice:
+            return _Voice(await reached(lm, where="mix"), request, writer)
+
+        if kind == "contrast" and guide.base is not None:
+            return cls(guide.base.name, guide.share, None, await voice(guide.base))
+        base = await voice(guide.base) if kind == "tuned" and guide.base is not None else None
+        return cls(guide.tuned.name, guide.share, await voice(guide.tuned), base)
+
+    @property
+    def voices(self) -> list[_Voice]:
+        return [voice for voice in (self.tuned, self.base) if voice is not None]
+
+    def opinion(self) -> Opinion | None:
+        if any(voice.says is None for voice in self.voices):
+            return None
+        tuned, base = (None if voice is None else voice.says for voice in (self.tuned, self.base))
+        return Opinion(self.name, self.share, tuned, base)
 
 
 class _Voice:
@@ -90,22 +150,26 @@ class _Voice:
         self._lm, self._request, self._writer = lm, request, writer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mix")
         self._follower: Follower | None = None
+        self.same = vocabulary_of(lm).sha256 == writer.sha256
         self.silent = False
+        self.says: TopK | None = None  # next, in the writer's tokens; None where it cannot tell
 
     async def open(self) -> None:
         """Read the request."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     async def follow(self, written: Written) -> None:
-        """Read the answer up to there."""
+        """Read the answer up to there; one with the writer's tokenizer then knows what it would say."""
         if not self.silent:
             assert self._follower is not None, "opened before"
             await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.follow, written)
+            self.says = self._follower.heard(()) if self.same else None
 
-    def heard(self, writer: TopK | None) -> TopK | None:
-        """What the model would say next, in the writer's tokens; None where it cannot tell."""
+    async def hear(self, among: Sequence[TopK]) -> None:
+        """Find out what it would say next, where those with the writer's tokenizer would say `among`."""
         assert self._follower is not None, "opened before"
-        return None if self.silent else self._follower.heard(writer)
+        loop = asyncio.get_running_loop()
+        self.says = await loop.run_in_executor(self._thread, self._follower.heard, among)
 
     def close(self) -> Future[None]:
         """Release the session when the thread has done what it is at."""

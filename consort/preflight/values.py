@@ -101,6 +101,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "shadow_share": Range(low=0, high=1),
         "shadow_budget": NOT_NEGATIVE,
         "mix_weight": NOT_NEGATIVE,
+        "mix_edge_share": Range(low=0, high=1),
         "mix_half_life": POSITIVE,
         "sessions": COUNT,
         "stall_s": POSITIVE,

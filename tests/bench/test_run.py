@@ -180,7 +180,10 @@ def test_the_served_proxy_drafts_and_steers(finished: Finished, tmp_path: Path) 
         cloud, drafted = told("consort/cloud"), told("consort/speculate")
         assert drafted["choices"][0]["message"] == cloud["choices"][0]["message"]
         assert drafted["consort"]["receipt"]["notes"][0]["drafter"] == "proxy"
-        assert told("consort/mix")["consort"]["receipt"]["notes"][0]["tokens"] > 0
+        mixed = told("consort/mix")["consort"]["receipt"]["notes"][0]
+        guides = {value.removeprefix("weight of ") for value in mixed if value.startswith("weight of ")}
+        assert guides == {"proxy", config.serve.edges[0].name}
+        assert mixed["weight"] == pytest.approx(config.serve.mix_weight)
 
 
 def test_a_device_s_proxy_is_kept_as_it_was_there(finished: Finished) -> None:

@@ -23,7 +23,7 @@ from consort.gateway.pool import Pool
 from consort.gateway.serve import server_config
 from consort.gateway.service import Service
 from consort.inference.cache import OFF
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.types import LM, DraftedLM
 from tests.inference.consorts import says
 
@@ -60,7 +60,7 @@ async def live(
     edges: Sequence[LM] | None = None,
     cloud: LM | None = None,
     room: int = 0,
-    guides: Guides | None = None,
+    guides: tuple[Guide, ...] = (),
     measured_alike: float = OFF,
     **config: Any,
 ) -> AsyncIterator[Live]:

@@ -21,7 +21,7 @@ from consort.gateway.keys import Key, add_key
 from consort.gateway.opening import open_service
 from consort.inference.deferral import defer
 from consort.inference.mixing_weights import fixed
-from consort.inference.mixture import Guides, mix
+from consort.inference.mixture import Guide, mix
 from consort.inference.share import Share
 from consort.inference.token_need import doubt
 from consort.models.decoding.lm import LocalLM
@@ -57,7 +57,7 @@ def deferred() -> Strategy:
 
 def mixed() -> Strategy:
     tuned, base = (small(kind, name) for kind, name in (("gpt2", "tuned"), ("qwen2", "base")))
-    return mix(Guides(tuned, base), kind="tuned", weight=fixed(0.8))
+    return mix((Guide(tuned, base),), kind="tuned", weight=fixed(0.8))
 
 
 def small(kind: str, name: str) -> LocalLM:

@@ -1,4 +1,5 @@
-"""`consort/mix` behind the endpoint: a served proxy with its adapter steers, the receipt says how much."""
+"""`consort/mix` behind the endpoint: a served proxy with its adapter steers, with the first edge where it can
+be read; the receipt says how much each."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
 from consort.gateway.loading import load_guides, load_lm, load_proxy
-from consort.inference.mixture import Guides
+from consort.inference.mixture import Guide
 from consort.types import LM
 from tests.gateway.live import Live, live, text_of
 from tests.tiny_models import tune_somehow
@@ -21,7 +22,7 @@ CLOUD = ServedModel(name="cloud", model="zoo:cloud", answers=1, context_tokens=9
 
 
 @pytest.fixture(scope="module")
-def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
+def guides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Guide, ...]:
     from consort.models.local import load_model
     from consort.training.adapters import OWN
     from consort.training.peft_directory import save_adapter
@@ -32,19 +33,20 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
     save_adapter(proxy, OWN, adapter, base="zoo:proxy")
     named = ServedModel(model="zoo:proxy", adapter=str(adapter), context_tokens=96)
     config = Config(serve=ServeConfig(proxy=named, sessions=2), runtime=CPU)
-    found = load_guides(config, load_proxy(config))
-    assert found is not None
-    assert (found.tuned.name, found.base.name) == ("proxy", "proxy-base")
+    found = load_guides(config, load_proxy(config), ())
+    (guide,) = found
+    assert guide.base is not None
+    assert (guide.tuned.name, guide.base.name) == ("proxy", "proxy-base")
     return found
 
 
 def test_without_an_adapter_there_is_nothing_to_steer_by() -> None:
-    assert load_guides(Config(), None) is None
+    assert load_guides(Config(), None, ()) == ()
     bare = Config(serve=ServeConfig(proxy=ServedModel(model="zoo:proxy")), runtime=CPU)
-    assert load_guides(bare, load_proxy(bare)) is None
+    assert load_guides(bare, load_proxy(bare), ()) == ()
 
 
-def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: Guides) -> None:
+def test_the_endpoint_mixes_and_its_receipt_says_how_much(tmp_path: Path, guides: tuple[Guide, ...]) -> None:
     cloud = load_lm(CLOUD, CPU, sessions=2)
 
     async def work() -> None:
@@ -77,9 +79,51 @@ async def _mixed(here: Live, cloud: LM) -> None:
     ):
         status, refused = await here.ask(model="consort/mix", consort=wrong)
         assert (status, words in refused["error"]["message"]) == (400, True)
-    here.service.guides = None
+    here.service.guides = ()
     status, refused = await here.ask(model="consort/mix")
     assert (status, "no tuned proxy" in refused["error"]["message"]) == (400, True)
+
+
+def test_the_proxy_and_the_edge_steer_together_each_by_its_share(
+    tmp_path: Path, guides: tuple[Guide, ...]
+) -> None:
+    cloud = load_lm(CLOUD, CPU, sessions=2)
+    edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=2)
+    (proxy,) = guides
+
+    async def work() -> None:
+        async with live(tmp_path, edges=(edge,), cloud=cloud, guides=(proxy, Guide(edge))) as here:
+            asked = {"model": "consort/mix", "max_tokens": 6}
+            _, found = await here.ask(consort={"receipt": True}, **asked)
+            (note,) = found["consort"]["receipt"]["notes"]
+            both = here.service.config.mix_weight
+            of_edge = both * here.service.config.mix_edge_share
+            assert note["weight"] == pytest.approx(both)
+            assert note["weight of edge"] == pytest.approx(of_edge, abs=1e-4)
+            assert note["weight of proxy"] == pytest.approx(both - of_edge, abs=1e-4)
+            _, found = await here.ask(consort={"receipt": True, "mix_edge_share": 0}, **asked)
+            (note,) = found["consort"]["receipt"]["notes"]
+            assert "weight of edge" not in note
+            assert note["weight of proxy"] == pytest.approx(both)
+            # of the edge nobody knows what it was before its tuning: the proxy steers alone
+            _, found = await here.ask(consort={"receipt": True, "mix_kind": "tuned"}, **asked)
+            assert "weight of edge" not in found["consort"]["receipt"]["notes"][0]
+            status, refused = await here.ask(consort={"mix_edge_share": 1.5}, **asked)
+            assert (status, "between 0 and 1" in refused["error"]["message"]) == (400, True)
+
+    asyncio.run(work())
+
+
+def test_what_is_served_steers_by_the_proxy_and_the_first_edge_if_it_can_be_read(
+    guides: tuple[Guide, ...],
+) -> None:
+    edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=1)
+    far = load_lm(ServedModel(name="far", model="edge", base_url="http://127.0.0.1:9/v1"), CPU)
+    named = ServedModel(model="zoo:proxy", adapter="somewhere", context_tokens=96)
+    config = Config(serve=ServeConfig(proxy=named, sessions=1), runtime=CPU)
+    (tuned,) = guides
+    assert [guide.tuned.name for guide in load_guides(config, tuned.tuned, (edge, far))] == ["proxy", "edge"]
+    assert [guide.tuned.name for guide in load_guides(config, tuned.tuned, (far, edge))] == ["proxy"]
 
 
 def test_another_tokenizer_may_steer_at_the_endpoint(tmp_path: Path) -> None:
@@ -87,7 +131,7 @@ def test_another_tokenizer_may_steer_at_the_endpoint(tmp_path: Path) -> None:
     edge = load_lm(ServedModel(name="edge", model="zoo:edge-qwen2", context_tokens=96), CPU, sessions=1)
 
     async def work() -> None:
-        async with live(tmp_path, cloud=cloud, guides=Guides(edge, edge)) as here:
+        async with live(tmp_path, cloud=cloud, guides=(Guide(edge),)) as here:
             status, found = await here.ask(
                 model="consort/mix", max_tokens=6, consort={"mix_kind": "product", "mix_weight": 1}
             )

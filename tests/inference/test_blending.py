@@ -13,6 +13,7 @@ from consort.inference.blending import (
     entropy,
     listed,
     log_probability,
+    multiplied,
     plausible,
     steered,
 )
@@ -46,7 +47,10 @@ def test_with_every_token_listed_a_mixture_is_the_dense_formula(seed, weight, sh
     found = steered(*tops, weight=weight, size=SIZE)
     assert spread(found) == pytest.approx(expected, abs=1e-12)
     assert found.rest == pytest.approx(0.0, abs=1e-12)
-    mean = averaged(tops[0], tops[1], weight=share, size=SIZE)
+    product = share * model + (1 - share) * plus
+    product = np.exp(product - np.logaddexp.reduce(product))
+    assert spread(multiplied(tops[:2], (share, 1 - share), size=SIZE)) == pytest.approx(product, abs=1e-12)
+    mean = averaged(tops[:2], (1 - share, share), size=SIZE)
     assert spread(mean) == pytest.approx((1 - share) * np.exp(model) + share * np.exp(plus), abs=1e-12)
 
 
@@ -55,18 +59,31 @@ def test_probability_is_kept_whatever_is_cut(seed, first, second, weight):
     model, plus, minus = cut(dense(seed), first), cut(dense(seed + 1), second), cut(dense(seed + 2), first)
     for found in (
         steered(model, plus, minus, weight=weight, size=SIZE),
-        averaged(model, plus, weight=min(weight, 1.0), size=SIZE),
+        averaged((model, plus, minus), (0.2, weight, 1.0), size=SIZE),
+        multiplied((model, plus, minus), (0.2, weight, 1.0), size=SIZE),
     ):
         assert spread(found).sum() + found.rest == pytest.approx(1, abs=1e-9)
         assert len(set(found.ids.tolist())) == len(found.ids)
         assert (np.diff(found.logprobs) <= 0).all()
 
 
+@given(st.integers(0, 10**6), st.integers(1, SIZE), st.floats(0.1, 3), st.floats(0.1, 3))
+def test_only_the_proportion_of_shares_counts_and_two_who_agree_are_one(seed, count, first, second):
+    model, other = cut(dense(seed), count), cut(dense(seed + 1), count)
+    for pool in (averaged, multiplied):
+        same = pool((model, model), (first, second), size=SIZE)
+        assert spread(same) == pytest.approx(spread(model), abs=1e-9)
+        assert same.rest == pytest.approx(model.rest, abs=1e-9)
+        once, twice = (pool((model, other), (k * first, k * second), size=SIZE) for k in (1, 2))
+        assert spread(once) == pytest.approx(spread(twice), abs=1e-9)
+
+
 @given(st.integers(0, 10**6), st.integers(1, SIZE), st.integers(1, SIZE))
 def test_what_is_not_there_to_steer_changes_nothing(seed, first, second):
     model, other = cut(dense(seed), first), cut(dense(seed + 1), second)
     assert steered(model, other, cut(dense(seed + 2), second), weight=0.0, size=SIZE) is model
-    assert averaged(model, other, weight=0.0, size=SIZE) is model
+    assert averaged((model, other), (1.0, 0.0), size=SIZE) is model
+    assert multiplied((other, model), (0.0, 2.0), size=SIZE) is model
     same = steered(model, other, other, weight=2.5, size=SIZE)
     assert same.ids[0] == model.ids[0]
     assert same.logprobs[0] == pytest.approx(model.logprobs[0], abs=1e-9)

@@ -59,7 +59,7 @@ def test_the_share_of_a_mean_that_tokens_were_drawn_with_is_found(share: float) 
     moments = [Moment(top(rng), top(rng), top(rng), position) for position in range(800)]
     tokens = []
     for moment in moments:
-        mixed = averaged(moment.model, moment.plus, weight=share, size=SIZE)
+        mixed = averaged((moment.model, moment.plus), (1 - share, share), size=SIZE)
         chances = np.exp(mixed.logprobs)
         tokens.append(int(rng.choice(mixed.ids, p=chances / chances.sum())))
     learned = fit(moments, tokens, size=SIZE, kind="mean", penalty=100.0)
