@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache, cached_property
 from itertools import chain
 
 from consort.inference.redaction.lexicon import is_ordinary
 from consort.inference.redaction.spans import STRUCTURED, Detector, Span, disjoint, outside
 
-PLACEHOLDER = re.compile(r"\[[A-Z]+_\d+[A-Z]?\]", re.IGNORECASE | re.ASCII)
+PLACEHOLDER = re.compile(r"\[[A-Za-z]+_\d+[A-Za-z]?\]", re.ASCII)
 _WORD = re.compile(r"\w+")
 _WITHIN_WORD = re.compile(r"\w\w")
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
@@ -41,37 +42,46 @@ class Vault:
     def hide(self, text: str, spans: Sequence[Span]) -> str:
         """`text` with a placeholder for each of its disjoint spans, given from left to right."""
         parts, at = [], 0
-        for span in spans:
-            parts += [text[at : span.start], self._placeholder(text[span.start : span.end], span.kind)]
-            self.counts[span.kind] = self.counts.get(span.kind, 0) + 1
-            at = span.end
-        return "".join([*parts, text[at:]])
+        for start, end, kind in spans:
+            private = text[start:end]
+            parts += text[at:start], self._placeholders.get((kind, private)) or self._named(kind, private)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            at = end
+        parts.append(text[at:])
+        return "".join(parts)
 
-    def give_back(self, text: str) -> str:
-        """`text` with what was hidden; placeholders that are not of this vault stay."""
-        return PLACEHOLDER.sub(lambda found: self.private.get(found[0].upper(), found[0]), text)
+    def give_back(self, text: str, written: Callable[[str], str] = str) -> str:
+        """`text` with what was hidden, `written` as it must be; placeholders that are not of this vault stay."""
+        private = self.private
+
+        def restored(found: re.Match[str]) -> str:
+            name = found[0].upper()
+            return written(private[name]) if name in private else found[0]
+
+        return PLACEHOLDER.sub(restored, text)
 
     @cached_property
-    def beginnings(self) -> frozenset[str]:
+    def beginnings(self) -> AbstractSet[str]:
         """Every beginning of every placeholder, once all is hidden."""
-        return frozenset(name[:length] for name in self.private for length in range(1, len(name)))
+        return {name[:length] for name in self.private for length in range(1, len(name))}
 
     def spread(self, found: Mapping[str, Sequence[Span]], beside: Sequence[str] = ()) -> None:
         """Remember that what these spans of their texts hold is private wherever else it stands."""
         # Most words stand once, in the span itself, and have nowhere to spread to. What goes beside is not
         # counted: it may be JSON, whose escapes hide where a word begins.
-        times = Counter(chain.from_iterable(map(_WORD.findall, found)))
+        times: Mapping[str, int] = {}
         for text, spans in found.items():
             for span in spans:
                 if span.kind not in _SPREADING:
                     continue
+                times = times or Counter(chain.from_iterable(map(_WORD.findall, found)))
                 private = text[span.start : span.end]
                 for each in {private, *private.split()} if span.kind == "person" else (private,):
                     word = _WORD.search(each)
                     if (
                         word
                         and len(each) >= _SHORTEST_SPREADING
-                        and (beside or times[word[0]] != 1 or _cuts_words(text, span))
+                        and (times[word[0]] != 1 or beside or _cuts_words(text, span))
                         and not is_ordinary(each.lower())
                     ):
                         self._spread.setdefault(word[0], {})[each] = span.kind
@@ -89,20 +99,17 @@ class Vault:
                     start = text.find(private, end)
         return seen
 
-    def _placeholder(self, private: str, kind: str) -> str:
-        known = self._placeholders.get((kind, private))
-        if known:
-            return known
+    def _named(self, kind: str, private: str) -> str:
+        """A new placeholder: what differs from an entity in its spelling only shares that one's number."""
         entity = kind, _NOT_ALPHANUMERIC.sub("", private).casefold()
         number, label = self._numbers.get(entity), _label(kind)
         names = (f"[{label}_{number}{letter}]" for letter in _LETTERS[1:]) if number else ()
-        name = next((name for name in names if name not in self._taken), None)
-        while name is None:
-            self._last[label] = self._last.get(label, 0) + 1
-            candidate = f"[{label}_{self._last[label]}]"
-            if candidate not in self._taken:
+        name = next((name for name in names if name not in self._taken), "")
+        while not name:
+            number = self._last[label] = self._last.get(label, 0) + 1
+            if (candidate := f"[{label}_{number}]") not in self._taken:
                 name = candidate
-                self._numbers.setdefault(entity, self._last[label])
+                self._numbers.setdefault(entity, number)
         self._taken.add(name)
         self._placeholders[kind, private], self.private[name] = name, private
         return name
@@ -139,7 +146,8 @@ def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
 
 def _cuts_words(text: str, span: Span) -> bool:
     """Whether a span begins or ends within a word."""
-    return any(_WITHIN_WORD.match(text, max(0, place - 1), place + 1) for place in (span.start, span.end))
+    within = _WITHIN_WORD.match
+    return bool(within(text, max(0, span.start - 1), span.start + 1) or within(text, span.end - 1, span.end + 1))
 
 
 @cache
