@@ -82,3 +82,9 @@ def several_words() -> Mapping[str, tuple[str, ...]]:
     names = [name.replace("_", " ") for name in words("places") if "_" in name]
     firsts = {name.split()[0] for name in names}
     return {first: tuple(name for name in names if name.split()[0] == first) for first in firsts}
+
+
+@cache
+def may_begin_several() -> frozenset[str]:
+    """First words of `several_words`, however they are written."""
+    return frozenset(change(first) for first in several_words() for change in (str, str.capitalize, str.upper))
