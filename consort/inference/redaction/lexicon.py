@@ -41,14 +41,16 @@ def is_ordinary(small: str) -> bool:
         return all(len(part) < 3 or is_ordinary(part) for part in small.split("-"))
     if not small.endswith(_ENDINGS):
         return False
-    return any(
-        known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS if small.endswith(ending)
-    )
+    for ending in _ENDINGS:
+        if small.endswith(ending) and known.get(small[: -len(ending)]) in ("w", "z"):
+            return True
+    return False
 
 
 def is_nation(small: str) -> bool:
     """Whether a small word is the plural of a nationality or faith."""
-    return small.endswith("s") and "h" in (lexicon().get(small[:-1]), lexicon().get(small.removesuffix("es")))
+    known = lexicon()
+    return small.endswith("s") and "h" in (known.get(small[:-1]), known.get(small.removesuffix("es")))
 
 
 @cache

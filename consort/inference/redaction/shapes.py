@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon, words
 from consort.inference.redaction.spans import Span
@@ -37,8 +37,7 @@ _FEW_CAPITALS = 5  # letters of an abbreviation at most
 _LONGEST_SHORT = 6  # digits of a house number or post code at most
 
 
-@dataclass(frozen=True, slots=True)
-class Shapes:
+class Shapes(NamedTuple):
     """A text, its tokens, and their shapes: one character a token."""
 
     text: str
