@@ -52,10 +52,10 @@ _MONTH_DATE = re.compile(r"[xd]?[-,]?o?m[-.]?(?:[dx],?)?-?[yd]?(?<=[^m.,-])|(?<=
 _DATE = re.compile(
     r"(?<![\w./-])(?:\d{1,2}([-/.])\d{1,2}\1(?:19|20)?\d\d|(?:19|20)\d\d([-/.])\d{1,2}\2\d{1,2})(?![\w/-]|\.\d)"
 )
+# Of ages: in small letters, as `cues` has it.
 _AGE_AFTER = re.compile(
     r"[ -]?(?:y/?o\b|y\.o\.|(?:years?|yrs?|months?|weeks?)[ -](?:of[ -]age|olds?\b|young\b)"
-    r"|(?:th|st|nd|rd) birthday)",
-    re.IGNORECASE,
+    r"|(?:th|st|nd|rd) birthday)"
 )
 _AGE_BEFORE = re.compile(r"\b(?:turn(?:ed|s|ing)|age[ds]?|age (?:of|is|was)|aged between)\W{1,2}$")
 _AGE_SAID = re.compile(r"\b(?:i'm|i am|he's|she's|he is|she is|i was) $")
@@ -138,8 +138,8 @@ def _times(seen: Shapes) -> Iterator[Span]:
 def _is_age(text: str, start: int, end: int) -> bool:
     if end - start > 3 or not text[start:end].isdecimal() or int(text[start:end]) > _OLDEST:
         return False
-    before = text[max(0, start - 20) : start].lower()
+    before, after = text[max(0, start - 20) : start].lower(), text[end : end + 20].lower()
     if before.endswith(_AGE_SAID_ENDS) and _AGE_SAID.search(before) and _AGE_ENDS.match(text, end):
         return True
     told = ("age" in before or "turn" in before) and _AGE_BEFORE.search(before)
-    return bool(told or _AGE_AFTER.match(text, end))
+    return bool(told or _AGE_AFTER.match(after))

@@ -89,4 +89,6 @@ def several_words() -> Mapping[str, tuple[str, ...]]:
 @cache
 def may_begin_several() -> frozenset[str]:
     """First words of `several_words`, however they are written."""
-    return frozenset(change(first) for first in several_words() for change in (str, str.capitalize, str.upper))
+    return frozenset(
+        change(first) for first in several_words() for change in (str, str.capitalize, str.upper)
+    )

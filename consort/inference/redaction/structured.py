@@ -74,8 +74,8 @@ _DATE_LIKE = re.compile(
     r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$"
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
-_DIGIT = re.compile(r"\d")
-_DIGITS = re.compile(r"\d(?:\D{0,3}\d){3,}")  # where a number worth a look may be
+_DIGIT, _NOT_DIGITS = re.compile(r"\d"), re.compile(r"\D+")
+_DIGITS = re.compile(r"\d(?:\D{0,3}+\d){3,}+")  # where a number worth a look may be
 _FEWEST_DIGITS = 6  # of a number that nothing announces
 _FEWEST_DIGITS_OF_A_CARD = 12
 _MARGIN = 24  # characters around the digits that may belong to the number
@@ -203,7 +203,7 @@ def _phone_form(number: str, digits: int) -> bool:
     """Whether so written it is a telephone's number whatever stands beside it."""
     if number.startswith(("+", "(")) or (number.startswith("00") and digits >= 10):
         return True
-    groups = re.split(r"\D+", number.strip("() "))
+    groups = _NOT_DIGITS.split(number.strip("() "))
     if len(groups) == 1 or (_THOUSANDS.match(number) and digits < 9):
         return digits in (10, 11) and number.startswith("0")
     if number.startswith("0"):

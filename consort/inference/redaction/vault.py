@@ -18,7 +18,6 @@ from consort.inference.redaction.spans import STRUCTURED, Detector, Span, disjoi
 PLACEHOLDER = re.compile(r"\[[A-Za-z]+_\d+[A-Za-z]?\]", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_\w]+")  # `\w+`, the frequent first: `re` looks them up in a bitmap
 _WITHIN_WORD = re.compile(r"\w\w")
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _NOT_LETTERS = re.compile(r"[^A-Z]+")
 _SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
 _SHORTEST_SPREADING = 3  # characters
@@ -78,8 +77,10 @@ class Vault:
             if len(each) >= _SHORTEST_SPREADING and (word := _WORD.search(each))
         ]
         times = _times({first for _, first, _, _ in candidates}, found)
+        few = len(times) <= _FEW_WORDS
         for each, first, text, span in candidates:
-            if (times[first] != 1 or beside or _cuts_words(text, span)) and not is_ordinary(each.lower()):
+            elsewhere = times[first] != 1 or beside or not (few or _is_whole(text, span))
+            if elsewhere and not is_ordinary(each.lower()):
                 self._spread.setdefault(first, {})[each] = span.kind
 
     def seen_before(self, text: str) -> list[Span]:
@@ -97,7 +98,7 @@ class Vault:
 
     def _named(self, kind: str, private: str) -> str:
         """A new placeholder: what differs from an entity in its spelling only shares that one's number."""
-        entity = kind, _NOT_ALPHANUMERIC.sub("", private).casefold()
+        entity = kind, "".join(filter(str.isalnum, private)).casefold()
         number, label = self._numbers.get(entity), _label(kind)
         name = self._another_spelling(label, number) if number else ""
         while not name:
@@ -144,7 +145,7 @@ def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _times(words: Collection[str], texts: Collection[str]) -> Mapping[str, int]:
-    """How often each of the words stands in the texts; of a few, how often they hold it, which is no less."""
+    """How often each of the words stands in the texts; of a few, how often they hold it, even within a word."""
     if len(words) <= _FEW_WORDS:
         return {word: sum([text.count(word) for text in texts]) for word in words}
     times = dict.fromkeys(words, 0)
@@ -158,10 +159,10 @@ def _parts(private: str, kind: str) -> Collection[str]:
     return {private, *private.split()} if kind == "person" else (private,)
 
 
-def _cuts_words(text: str, span: Span) -> bool:
-    """Whether a span begins or ends within a word."""
+def _is_whole(text: str, span: Span) -> bool:
+    """Whether a span neither begins nor ends within a word."""
     within = _WITHIN_WORD.match
-    return bool(within(text, max(0, span.start - 1), span.start + 1) or within(text, span.end - 1, span.end + 1))
+    return not (within(text, span.start - 1, span.start + 1) or within(text, span.end - 1, span.end + 1))
 
 
 @cache
