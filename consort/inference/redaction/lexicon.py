@@ -92,3 +92,9 @@ def may_begin_several() -> frozenset[str]:
     return frozenset(
         change(first) for first in several_words() for change in (str, str.capitalize, str.upper)
     )
+
+
+@cache
+def ends_of_streets() -> frozenset[str]:
+    """The last two letters of street names in one word: most names are known by them to be none."""
+    return frozenset(ending[-2:] for ending in words("street_endings"))

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import NamedTuple
 
-from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon, words
+from consort.inference.redaction.lexicon import ends_of_streets, is_nation, is_ordinary, lexicon, words
 from consort.inference.redaction.spans import Span
 
 # Shape characters, the word written large and small. Punctuation is itself; a new line is "|", the end of a
@@ -95,7 +95,7 @@ def _shape(token: str) -> str:
         return lexicon().get(token.capitalize()) or _capitals_shape(token)
     if not token[1:].islower() and _CAMEL.search(token) and not _NAME_CAMEL.match(token) and "-" not in token:
         return "x"
-    if small.endswith(words("street_endings")):
+    if small[-2:] in ends_of_streets() and small.endswith(words("street_endings")):
         return "R"
     return "C" if is_ordinary(small) else "Q" if is_nation(small) else "N"
 

@@ -85,7 +85,7 @@ _NEAR = 8  # the same where the digits stand together but for single separators
 def structured(text: str) -> list[Span]:
     """Spans of every kind in `spans.STRUCTURED`; they may overlap."""
     small, found = text.lower(), list[Span]()
-    # signs are looked for here, in line: most texts hold none, and a call for each would cost more than they do
+    # signs are looked for here, in line: most texts hold none, and a call for each would cost more
     signed = "k-" in text or "IA" in text or "xox" in text or "AIza" in text or "eyJ" in text
     if signed or _SECRET_LINE.search(text):
         found += _secrets(text)

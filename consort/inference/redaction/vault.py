@@ -40,7 +40,7 @@ class Vault:
 
     def hide(self, text: str, spans: Sequence[Span]) -> str:
         """`text` with a placeholder for each of its disjoint spans, given from left to right."""
-        parts, at = [], 0
+        parts, at = list[str](), 0
         for start, end, kind in spans:
             private = text[start:end]
             parts += text[at:start], self._placeholders.get((kind, private)) or self._named(kind, private)
@@ -50,7 +50,7 @@ class Vault:
         return "".join(parts)
 
     def give_back(self, text: str, written: Callable[[str], str] = str) -> str:
-        """`text` with what was hidden, `written` as it must be; placeholders that are not of this vault stay."""
+        """`text` with what was hidden, `written` as it must be; placeholders of no one here stay."""
         private = self.private
 
         def restored(found: re.Match[str]) -> str:
@@ -145,7 +145,7 @@ def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _times(words: Collection[str], texts: Collection[str]) -> Mapping[str, int]:
-    """How often each of the words stands in the texts; of a few, how often they hold it, even within a word."""
+    """How often each of the words stands in the texts; of a few, how often even within a word."""
     if len(words) <= _FEW_WORDS:
         return {word: sum([text.count(word) for text in texts]) for word in words}
     times = dict.fromkeys(words, 0)
