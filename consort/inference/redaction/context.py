@@ -59,7 +59,7 @@ _AGE_AFTER = re.compile(
 )
 _AGE_BEFORE = re.compile(r"\b(?:turn(?:ed|s|ing)|age[ds]?|age (?:of|is|was)|aged between)\W{1,2}$")
 _AGE_SAID = re.compile(r"\b(?:i'm|i am|he's|she's|he is|she is|i was) $")
-_AGE_SAID_ENDS = ("m ", "s ")
+_AGE_SAID_ENDS = ("m ", "s ", "m \n", "s \n")  # `$` may stand before a last new line
 _AGE_ENDS = re.compile(r"[.!?]?(?:$|\s|,)(?![a-z]{2,}s\b|%)")
 _OLDEST = 125  # years
 # A rule, what it finds, and shapes of which one must be there for it to find anything.

@@ -84,7 +84,9 @@ _CALLED_ENDS = (  # how what `_CALLED` matches ends, less spaces and marks
     "number", "num", "no", "nr", "code", "is", "was",
 )  # fmt: skip
 _SPACES_AND_MARKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + ".:=#"  # all that `\s` takes
-_CALLED_SOMETHING = re.compile(r"(?<![\w.-])[A-Za-z]{0,5}+-?+\d[A-Za-z\d-]{2,18}[A-Za-z\d](?![\w-]|[.,]\d)")
+_CALLED_SOMETHING = re.compile(
+    r"(?<![\w.-])[A-Z]{0,5}+-?+\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
+)
 _ENOUGH_DIGITS = re.compile(r"(?:\D*\d){4}")
 
 

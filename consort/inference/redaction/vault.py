@@ -21,7 +21,7 @@ _WITHIN_WORD = re.compile(r"\w\w")
 _NOT_LETTERS = re.compile(r"[^A-Z]+")
 _SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
 _SHORTEST_SPREADING = 3  # characters
-_FEW_WORDS = 8  # that are searched for one by one sooner than a text is cut into words
+_FEW_WORDS = 8  # that are searched for one by one sooner than all are counted
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -76,10 +76,15 @@ class Vault:
             for each in _parts(text[span.start : span.end], span.kind)
             if len(each) >= _SHORTEST_SPREADING and (word := _WORD.search(each))
         ]
-        times = _times({first for _, first, _, _ in candidates}, found)
-        few = len(times) <= _FEW_WORDS
+        words = {first for _, first, _, _ in candidates}
+        few = len(words) <= _FEW_WORDS and not beside
+        if few and sum([text.count(word) for text in found for word in words]) == len(words):
+            return  # each is there once
+        times = dict.fromkeys(words, 0)
+        for word in filter(times.__contains__, chain.from_iterable(map(_WORD.findall, found))):
+            times[word] += 1
         for each, first, text, span in candidates:
-            elsewhere = times[first] != 1 or beside or not (few or _is_whole(text, span))
+            elsewhere = times[first] != 1 or beside or not _is_whole(text, span)
             if elsewhere and not is_ordinary(each.lower()):
                 self._spread.setdefault(first, {})[each] = span.kind
 
@@ -142,16 +147,6 @@ def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
         return []
     taken = [Span(*place.span(), "") for place in PLACEHOLDER.finditer(text)] if "[" in text else []
     return outside(text, disjoint(text, spans), taken)
-
-
-def _times(words: Collection[str], texts: Collection[str]) -> Mapping[str, int]:
-    """How often each of the words stands in the texts; of a few, how often even within a word."""
-    if len(words) <= _FEW_WORDS:
-        return {word: sum([text.count(word) for text in texts]) for word in words}
-    times = dict.fromkeys(words, 0)
-    for word in filter(times.__contains__, chain.from_iterable(map(_WORD.findall, texts))):
-        times[word] += 1
-    return times
 
 
 def _parts(private: str, kind: str) -> Collection[str]:
