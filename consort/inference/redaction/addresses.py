@@ -29,7 +29,8 @@ _CORE = (
     rf"|(?:(?:[CPAVQSO]|e|I\.?){{0,4}}[NGR](?:[CPAVQSNGRI]|e|\.){{0,4}}|S\.?(?:[CPAVQ]|e){{1,4}}),?{_NUMBER}"
     rf"|(?:{_NUMBER},?)?(?:I\.I\.[Ff]|B)\.?(?:[FfCNA]\.?){{0,2}}{_NUMBER}|[Ff]{_NUMBER}[Ff]{_NUMBER}|B[NGC]{{1,2}}\|B)"
 )
-_ADDRESS = re.compile(rf"(?<![#/-])(?:{_FLAT},?){{0,3}}{_CORE}{_REST}")
+# What cannot begin one is told first: most words are such, and each of the above would be tried on them.
+_ADDRESS = re.compile(rf"(?=[FfBIdyDCPAVQeNGRSO])(?<![#/-])(?:{_FLAT},?){{0,3}}{_CORE}{_REST}")
 _ANNOUNCED = re.compile(
     rf"{_PART}{_REST}(?:&{_PART}{_REST})?|(?=[^!.&]{{0,9}}[|,])[dy](?:[,|]{{0,3}}[wugqd]){{2,9}}[,|]{{0,3}}[dD]"
 )

@@ -41,14 +41,16 @@ def is_ordinary(small: str) -> bool:
         return all(len(part) < 3 or is_ordinary(part) for part in small.split("-"))
     if not small.endswith(_ENDINGS):
         return False
-    return any(
-        known.get(small.removesuffix(ending)) in ("w", "z") for ending in _ENDINGS if small.endswith(ending)
-    )
+    for ending in _ENDINGS:
+        if small.endswith(ending) and known.get(small[: -len(ending)]) in ("w", "z"):
+            return True
+    return False
 
 
 def is_nation(small: str) -> bool:
     """Whether a small word is the plural of a nationality or faith."""
-    return small.endswith("s") and "h" in (lexicon().get(small[:-1]), lexicon().get(small.removesuffix("es")))
+    known = lexicon()
+    return small.endswith("s") and "h" in (known.get(small[:-1]), known.get(small.removesuffix("es")))
 
 
 @cache
@@ -82,3 +84,17 @@ def several_words() -> Mapping[str, tuple[str, ...]]:
     names = [name.replace("_", " ") for name in words("places") if "_" in name]
     firsts = {name.split()[0] for name in names}
     return {first: tuple(name for name in names if name.split()[0] == first) for first in firsts}
+
+
+@cache
+def may_begin_several() -> frozenset[str]:
+    """First words of `several_words`, however they are written."""
+    return frozenset(
+        change(first) for first in several_words() for change in (str, str.capitalize, str.upper)
+    )
+
+
+@cache
+def ends_of_streets() -> frozenset[str]:
+    """The last two letters of street names in one word: most names are known by them to be none."""
+    return frozenset(ending[-2:] for ending in words("street_endings"))

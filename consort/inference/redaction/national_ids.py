@@ -87,7 +87,7 @@ _SPACES_AND_MARKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + ".:=
 _CALLED_SOMETHING = re.compile(
     r"(?<![\w.-])[A-Z]{0,5}+-?+\d[A-Z\d-]{2,18}[A-Z\d](?![\w-]|[.,]\d)", re.IGNORECASE
 )
-_FEWEST_DIGITS = 4
+_ENOUGH_DIGITS = re.compile(r"(?:\D*\d){4}")
 
 
 def national_ids(text: str, start: int, end: int, num_digits: int) -> Iterator[Span]:
@@ -109,7 +109,7 @@ def called_ids(text: str, start: int, end: int) -> list[Span]:
     return [
         Span(*match.span(), "id")
         for match in _CALLED_SOMETHING.finditer(text, start, end)
-        if sum(map(str.isdigit, match[0])) >= _FEWEST_DIGITS and _is_called(words_before(text, match.start()))
+        if _ENOUGH_DIGITS.match(match[0]) and _is_called(words_before(text, match.start()))
     ]
 
 

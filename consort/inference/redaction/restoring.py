@@ -20,25 +20,36 @@ class Restorer:
     def __init__(self, vault: Vault, *, written: Callable[[str], str] = str) -> None:
         """`written` is how a private text is put into this one (inside JSON: escaped)."""
         self._vault, self._written = vault, written
-        self._held: list[tuple[str, str]] = []
+        self._earlier: list[tuple[str, str]] = []  # held back, by other authors than the last one
+        self._author = self._held = ""
 
     def feed(self, author: str, text: str) -> list[tuple[str, str]]:
         """What may go on: (author, text), neighbours by others. A placeholder is by who began it."""
         if not self._held and "[" not in text:
             return [(author, text)] if text else []
-        pieces = [*self._held, (author, text)]
-        joined = "".join([text for _, text in pieces])
-        end = opening(joined, self._vault)
-        if end == 0:
-            self._held = pieces
-            return []
-        self._held = list(_shares(pieces, end, len(joined)))
-        return _merged(self._given_back(pieces, joined, end))
+        if self._held and author != self._author:
+            self._earlier.append((self._author, self._held))
+            self._held = ""
+        self._author, text = author, self._held + text
+        if self._earlier:
+            return self._feed_shares([*self._earlier, (author, text)])
+        end = opening(text, self._vault)
+        self._held = text[end:]
+        return [(author, self._vault.give_back(text[:end], self._written))] if end else []
 
     def rest(self) -> list[tuple[str, str]]:
         """What was held back and became nothing."""
-        held, self._held = self._held, []
-        return _merged(iter(held))
+        held = [*self._earlier, (self._author, self._held)] if self._held else []
+        self._earlier, self._held = [], ""
+        return held
+
+    def _feed_shares(self, pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        joined = "".join([text for _, text in pieces])
+        end = opening(joined, self._vault)
+        self._earlier, self._held = [*_shares(pieces, end, len(joined))], ""
+        if self._earlier:
+            self._author, self._held = self._earlier.pop()
+        return _merged(self._given_back(pieces, joined, end))
 
     def _given_back(self, pieces: list[tuple[str, str]], joined: str, end: int) -> Iterator[tuple[str, str]]:
         at = 0

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
-from operator import itemgetter
+from itertools import accumulate
+from typing import NamedTuple
 
-from consort.inference.redaction.lexicon import is_nation, is_ordinary, lexicon, words
+from consort.inference.redaction.lexicon import ends_of_streets, is_nation, is_ordinary, lexicon, words
 from consort.inference.redaction.spans import Span
 
 # Shape characters, the word written large and small. Punctuation is itself; a new line is "|", the end of a
@@ -22,11 +22,13 @@ from consort.inference.redaction.spans import Span
 #   S    street            R    street in one word    F f  flat, box   B  postal
 #   O    company's end     V v  company's word   m k  month, weekday   i o &  in, of, and
 #   d y D  number: short, year, long             x    opaque: code, digits and letters
+_IN_WORD = r"[A-Za-z0-9_\w]*+"  # what `\w` takes, the frequent ones first: `re` looks them up in a bitmap
+_JOINED = rf"(?:['’-](?!s\b)[^\W\d_]{_IN_WORD})*+"
 _TOKEN = re.compile(
-    r"(?! )(?:[^\W\d_]\w*+(?:['’-](?!s\b)[^\W\d_]\w*+)*+|\d\w*+|\n|['’]s\b|\[[A-Z]+_\d+[A-Z]?\]"
-    r"|```[\s\S]*?(?:```|\Z)|_\w*+|[^\w\s])"
+    rf"(?! )([A-Za-z]{_IN_WORD}{_JOINED}|[.,]|[^\W\d_]{_IN_WORD}{_JOINED}|\d{_IN_WORD}|\n|['’]s\b"
+    rf"|\[[A-Z]+_\d+[A-Z]?\]|```[\s\S]*?(?:```|\Z)|_{_IN_WORD}|[^\w\s])"
 )
-_BEGINS_SENTENCE = re.compile(r"""(?:^|[.!|>"(])[>"'(-]{0,2}[CH]""")
+_BEGINS_SENTENCE = re.compile(r"""[.!|>"(][>"'(-]{0,2}[CH]""")
 _ROMAN = re.compile(r"[IVX]{2,6}")
 _LETTERS = re.compile(r"[^\d_]+")
 _CAMEL = re.compile(r"[^\W\d_A-Z][A-Z]")
@@ -35,40 +37,46 @@ _FEW_CAPITALS = 5  # letters of an abbreviation at most
 _LONGEST_SHORT = 6  # digits of a house number or post code at most
 
 
-@dataclass(frozen=True, slots=True)
-class Shapes:
+class Shapes(NamedTuple):
     """A text, its tokens, and their shapes: one character a token."""
 
     text: str
     shape: str
-    tokens: list[re.Match[str]]
+    tokens: list[str]
+    bounds: list[int]  # where the first token begins and ends, then the second, and so on; the text's length
+
+    def start(self, token: int) -> int:
+        """Where a token begins."""
+        return self.bounds[2 * token]
+
+    def end(self, token: int) -> int:
+        """Where a token ends."""
+        return self.bounds[2 * token + 1]
 
     def matches(self, rule: re.Pattern[str], kind: str) -> list[Span]:
         """What a rule over shapes matches."""
-        tokens = self.tokens
+        bounds = self.bounds
         return [
-            Span(tokens[match.start()].start(), tokens[match.end() - 1].end(), kind)
+            Span(bounds[2 * match.start()], bounds[2 * match.end() - 1], kind)
             for match in rule.finditer(self.shape)
         ]
 
     def after(self, end: int, rule: re.Pattern[str]) -> tuple[int, int] | None:
         """Characters of what a rule matches in the tokens that begin at or after `end`."""
-        match = rule.match(self.shape, bisect_left(self.tokens, end, key=re.Match.start))
-        return (self.tokens[match.start()].start(), self.tokens[match.end() - 1].end()) if match else None
+        match = rule.match(self.shape, (bisect_left(self.bounds, end) + 1) // 2)
+        return (self.start(match.start()), self.end(match.end() - 1)) if match else None
 
 
 def shapes(text: str) -> Shapes:
     """Cut a text into tokens, and give each its shape."""
-    tokens = [*_TOKEN.finditer(text)]
+    pieces = _TOKEN.split(text)  # by turns what no token holds, and a token
+    tokens = pieces[1::2]
     known, new = lexicon().get, dict[str, str]()
     shape = "".join(
-        [
-            known(token) or new.get(token) or new.setdefault(token, _shape(token))
-            for token in map(itemgetter(0), tokens)
-        ]
+        [known(token) or new.get(token) or new.setdefault(token, _shape(token)) for token in tokens]
     )
-    shape = _BEGINS_SENTENCE.sub(lambda begun: begun[0].replace("C", "c").replace("H", "c"), shape)
-    return Shapes(text, shape.replace("H", "G"), tokens)
+    shape = _BEGINS_SENTENCE.sub(lambda begun: begun[0][:-1] + "c", "|" + shape)[1:]  # a text as a line
+    return Shapes(text, shape.replace("H", "G"), tokens, [*accumulate(map(len, pieces))])
 
 
 def _shape(token: str) -> str:
@@ -87,7 +95,7 @@ def _shape(token: str) -> str:
         return lexicon().get(token.capitalize()) or _capitals_shape(token)
     if not token[1:].islower() and _CAMEL.search(token) and not _NAME_CAMEL.match(token) and "-" not in token:
         return "x"
-    if small.endswith(words("street_endings")):
+    if small[-2:] in ends_of_streets() and small.endswith(words("street_endings")):
         return "R"
     return "C" if is_ordinary(small) else "Q" if is_nation(small) else "N"
 

@@ -49,15 +49,16 @@ def disjoint(text: str, spans: Iterable[Span]) -> list[Span]:
     """
     done: list[Span] = []
     cluster: list[Span] = []  # spans that overlap one another, one by way of the next
-    end = 0
+    reach = 0
     for span in sorted(spans):
-        if span.start >= span.end or (cluster and span == cluster[-1]):
+        start, end, _ = span
+        if start >= end or (cluster and span == cluster[-1]):
             continue
-        if span.start >= end:
+        if start >= reach:
             done += _settled(text, cluster) if len(cluster) > 1 else cluster
             cluster = []
         cluster.append(span)
-        end = max(end, span.end)
+        reach = max(reach, end)
     return done + (_settled(text, cluster) if len(cluster) > 1 else cluster)
 
 

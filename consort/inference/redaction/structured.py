@@ -17,14 +17,14 @@ from consort.inference.redaction.lexicon import words
 from consort.inference.redaction.national_ids import called_ids, national_ids
 from consort.inference.redaction.spans import Span
 
-_SECRET_SIGNS = ("_", "k-", "IA", "xox", "AIza", "eyJ")  # one of them is in whatever `_SECRET` matches
+_SECRET_LINE = re.compile(r"_(?<=[a-z]_)")  # as secrets have it and placeholders have not
 _LONG = re.compile(r"(?<!\S)\S{16,}")
 _SECRET = re.compile(
     r"\b(?:sk|pk|rk)[-_](?:[A-Za-z\d]+[-_])*[A-Za-z\d]{16,}"
     r"|\bA(?:KI|SI)A[A-Z\d]{16}\b|\bgh[opsu]_[A-Za-z\d]{30,}|\bgithub_pat_\w{30,}|\bxox[abprs]-[\w-]{10,}"
     r"|\bAIza[\w-]{35}|\bhf_[A-Za-z\d]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
 )
-_NAMED_SECRET_SIGNS = ("pass", "pwd", "key", "token")
+_NAMED_SECRET_SIGNS = ("passw", "passcode", "passphrase", "pwd", "api", "access", "auth", "bearer", "secret")
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----")
 _NAMED_SECRET = re.compile(
     r"\b(?:pass(?:word|wd|code|phrase)|pwd|api[ _-]?key|(?:access|auth|bearer|secret)[ _-]?(?:key|token))"
@@ -42,6 +42,7 @@ _TRAILING = ".,;:!?)'*_"
 _IPV4 = re.compile(
     r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:/\d\d?)?(?![\w]|\.\d)"
 )
+_TWO_COLONS = re.compile(r":[\da-f.]*:")
 _IPV6 = re.compile(
     r"(?<![\w:.])(?=[\da-f:.]*\d)(?=[\da-f]*:[\da-f.]*:)[\da-f:.]{3,45}(?<![:.])(?:/\d{1,3})?(?![\w:])",
     re.IGNORECASE,
@@ -60,7 +61,7 @@ _PHONE = re.compile(
     r"(?:(?: ?\(\d{1,5}\) ?|[ .\-/–\u00a0]{1,3}|(?<=\)))\d{1,11})*"
     r"(?: ?(?:x|ext\.?|extension|#) ?\d{1,6}\b)?(?![\w%€$£]|[.,:]\d)"
 )
-_EXTENSION = re.compile(r" ?(?:x|e|#)", re.IGNORECASE)
+_EXTENSION = re.compile(r" ?[xXeE#]")
 _PHONE_CUE_BEFORE = re.compile(
     r"\b(?:call(?:ing|ed)?|phone|tele(?:phone|fon)|tel|mobile|cell|cellphone|fax|text(?:ing)?|sms|whatsapp|reach"
     r"|contact|dial|ring|messages?|answering|registered|landline|hotline|handy|numbers?)\b[^\d\n]*$"
@@ -73,8 +74,8 @@ _DATE_LIKE = re.compile(
     r"(?:\d{1,2}[-/. ]){2}(?:19|20)?\d\d$|(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}(?: \d{1,2})?$"
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:[ .\u00a0]\d{3})+$")
-_DIGIT = re.compile(r"\d")
-_DIGITS = re.compile(r"\d(?:\D{0,3}\d){3,}")  # where a number worth a look may be
+_DIGIT, _NOT_DIGITS = re.compile(r"\d"), re.compile(r"\D+")
+_DIGITS = re.compile(r"\d(?:\D{0,3}+\d){3,}+")  # where a number worth a look may be
 _FEWEST_DIGITS = 6  # of a number that nothing announces
 _FEWEST_DIGITS_OF_A_CARD = 12
 _MARGIN = 24  # characters around the digits that may belong to the number
@@ -83,8 +84,21 @@ _NEAR = 8  # the same where the digits stand together but for single separators
 
 def structured(text: str) -> list[Span]:
     """Spans of every kind in `spans.STRUCTURED`; they may overlap."""
-    small = text.lower()
-    found = [*_secrets(text, small), *_addresses(text, small)]
+    small, found = text.lower(), list[Span]()
+    # signs are looked for here, in line: most texts hold none, and a call for each would cost more
+    signed = "k-" in text or "IA" in text or "xox" in text or "AIza" in text or "eyJ" in text
+    if signed or _SECRET_LINE.search(text):
+        found += _secrets(text)
+    if "pass" in small or "pwd" in small or "key" in small or "token" in small:
+        found += _named_secrets(text, small)
+    if "@" in text:
+        found += [Span(*match.span(), "email") for match in _EMAIL.finditer(text)]
+    if "." in text:
+        found += _bare_domains(text)
+    if "://" in text or "www." in small:
+        found += _urls(text)
+    if text.count(":") >= 2 or text.count("-") >= 5:
+        found += _machines(text, small)
     for digits in _DIGITS.finditer(text):
         first, last = digits.span()
         start, end = max(0, first - _MARGIN), last + _MARGIN
@@ -100,12 +114,14 @@ def structured(text: str) -> list[Span]:
     return found
 
 
-def _secrets(text: str, small: str) -> Iterator[Span]:
-    if holds_any(text, _SECRET_SIGNS):
-        for long in _LONG.finditer(text):
-            for match in _SECRET.finditer(text, *long.span()):
-                yield Span(*match.span(), "secret")
-    if "PRIVATE KEY" in text:
+def _secrets(text: str) -> Iterator[Span]:
+    for long in _LONG.finditer(text):
+        for match in _SECRET.finditer(text, *long.span()):
+            yield Span(*match.span(), "secret")
+
+
+def _named_secrets(text: str, small: str) -> Iterator[Span]:
+    if "private key" in small:
         for match in _KEY_BLOCK.finditer(text):
             yield Span(*match.span(), "secret")
     if holds_any(small, _NAMED_SECRET_SIGNS) and _DIGIT.search(text):
@@ -113,28 +129,27 @@ def _secrets(text: str, small: str) -> Iterator[Span]:
             yield Span(*match.span(1), "secret")
 
 
-def _addresses(text: str, small: str) -> Iterator[Span]:
-    """Of the network: URLs and bare domains, e-mail, IPv6, MAC."""
-    if "@" in text:
-        for match in _EMAIL.finditer(text):
-            yield Span(*match.span(), "email")
-    for match in _DOMAIN.finditer(text) if "." in text else ():
+def _bare_domains(text: str) -> Iterator[Span]:
+    for match in _DOMAIN.finditer(text):
         if match[1] in _domains() or match[2]:
             labels = _LABELS.search(text, max(0, match.start() - _LONGEST_DOMAIN), match.start())
             # a word's end and the next one's beginning look the same where a space is missing: "done.So"
             if labels and (match[1] in _domains() or "." in labels[0]):
                 yield Span(labels.start(), _without_trailing(text, *match.span()), "url")
-    if "://" in text or "www." in small:
-        for match in _URL.finditer(text):
-            yield Span(match.start(), _without_trailing(text, *match.span()), "url")
-    colons = text.count(":")
-    if max(colons, text.count("-")) >= 5:
-        for match in _MAC.finditer(text):
-            yield Span(*match.span(), "mac")
-    if colons >= 2:
-        for match in _IPV6.finditer(text):
-            if _is_ipv6(match[0]):
-                yield Span(*match.span(), "ip")
+
+
+def _urls(text: str) -> Iterator[Span]:
+    for match in _URL.finditer(text):
+        yield Span(match.start(), _without_trailing(text, *match.span()), "url")
+
+
+def _machines(text: str, small: str) -> Iterator[Span]:
+    """MAC and IPv6 addresses."""
+    for match in _MAC.finditer(text) if max(text.count(":"), text.count("-")) >= 5 else ():
+        yield Span(*match.span(), "mac")
+    for match in _IPV6.finditer(text) if _TWO_COLONS.search(small) else ():
+        if _is_ipv6(match[0]):
+            yield Span(*match.span(), "ip")
 
 
 def _without_trailing(text: str, start: int, end: int) -> int:
@@ -188,7 +203,7 @@ def _phone_form(number: str, digits: int) -> bool:
     """Whether so written it is a telephone's number whatever stands beside it."""
     if number.startswith(("+", "(")) or (number.startswith("00") and digits >= 10):
         return True
-    groups = re.split(r"\D+", number.strip("() "))
+    groups = _NOT_DIGITS.split(number.strip("() "))
     if len(groups) == 1 or (_THOUSANDS.match(number) and digits < 9):
         return digits in (10, 11) and number.startswith("0")
     if number.startswith("0"):

@@ -7,21 +7,21 @@ one request: numbers begin anew, in order of appearance, and nothing is kept.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache, cached_property
 from itertools import chain
 
 from consort.inference.redaction.lexicon import is_ordinary
 from consort.inference.redaction.spans import STRUCTURED, Detector, Span, disjoint, outside
 
-PLACEHOLDER = re.compile(r"\[[A-Z]+_\d+[A-Z]?\]", re.IGNORECASE | re.ASCII)
-_WORD = re.compile(r"\w+")
+PLACEHOLDER = re.compile(r"\[[A-Za-z]+_\d+[A-Za-z]?\]", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_\w]+")  # `\w+`, the frequent first: `re` looks them up in a bitmap
 _WITHIN_WORD = re.compile(r"\w\w")
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _NOT_LETTERS = re.compile(r"[^A-Z]+")
 _SPREADING = STRUCTURED | {"person", "organisation", "address"}  # private wherever else it stands
 _SHORTEST_SPREADING = 3  # characters
+_FEW_WORDS = 8  # that are searched for one by one sooner than all are counted
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -40,41 +40,53 @@ class Vault:
 
     def hide(self, text: str, spans: Sequence[Span]) -> str:
         """`text` with a placeholder for each of its disjoint spans, given from left to right."""
-        parts, at = [], 0
-        for span in spans:
-            parts += [text[at : span.start], self._placeholder(text[span.start : span.end], span.kind)]
-            self.counts[span.kind] = self.counts.get(span.kind, 0) + 1
-            at = span.end
-        return "".join([*parts, text[at:]])
+        parts, at = list[str](), 0
+        for start, end, kind in spans:
+            private = text[start:end]
+            parts += text[at:start], self._placeholders.get((kind, private)) or self._named(kind, private)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            at = end
+        parts.append(text[at:])
+        return "".join(parts)
 
-    def give_back(self, text: str) -> str:
-        """`text` with what was hidden; placeholders that are not of this vault stay."""
-        return PLACEHOLDER.sub(lambda found: self.private.get(found[0].upper(), found[0]), text)
+    def give_back(self, text: str, written: Callable[[str], str] = str) -> str:
+        """`text` with what was hidden, `written` as it must be; placeholders of no one here stay."""
+        private = self.private
+
+        def restored(found: re.Match[str]) -> str:
+            name = found[0].upper()
+            return written(private[name]) if name in private else found[0]
+
+        return PLACEHOLDER.sub(restored, text)
 
     @cached_property
-    def beginnings(self) -> frozenset[str]:
+    def beginnings(self) -> AbstractSet[str]:
         """Every beginning of every placeholder, once all is hidden."""
-        return frozenset(name[:length] for name in self.private for length in range(1, len(name)))
+        return {name[:length] for name in self.private for length in range(1, len(name))}
 
     def spread(self, found: Mapping[str, Sequence[Span]], beside: Sequence[str] = ()) -> None:
         """Remember that what these spans of their texts hold is private wherever else it stands."""
         # Most words stand once, in the span itself, and have nowhere to spread to. What goes beside is not
         # counted: it may be JSON, whose escapes hide where a word begins.
-        times = Counter(chain.from_iterable(map(_WORD.findall, found)))
-        for text, spans in found.items():
-            for span in spans:
-                if span.kind not in _SPREADING:
-                    continue
-                private = text[span.start : span.end]
-                for each in {private, *private.split()} if span.kind == "person" else (private,):
-                    word = _WORD.search(each)
-                    if (
-                        word
-                        and len(each) >= _SHORTEST_SPREADING
-                        and (beside or times[word[0]] != 1 or _cuts_words(text, span))
-                        and not is_ordinary(each.lower())
-                    ):
-                        self._spread.setdefault(word[0], {})[each] = span.kind
+        candidates = [
+            (each, word[0], text, span)
+            for text, spans in found.items()
+            for span in spans
+            if span.kind in _SPREADING
+            for each in _parts(text[span.start : span.end], span.kind)
+            if len(each) >= _SHORTEST_SPREADING and (word := _WORD.search(each))
+        ]
+        words = {first for _, first, _, _ in candidates}
+        few = len(words) <= _FEW_WORDS and not beside
+        if few and sum([text.count(word) for text in found for word in words]) == len(words):
+            return  # each is there once
+        times = dict.fromkeys(words, 0)
+        for word in filter(times.__contains__, chain.from_iterable(map(_WORD.findall, found))):
+            times[word] += 1
+        for each, first, text, span in candidates:
+            elsewhere = times[first] != 1 or beside or not _is_whole(text, span)
+            if elsewhere and not is_ordinary(each.lower()):
+                self._spread.setdefault(first, {})[each] = span.kind
 
     def seen_before(self, text: str) -> list[Span]:
         """Where `text` holds what is private elsewhere."""
@@ -89,23 +101,23 @@ class Vault:
                     start = text.find(private, end)
         return seen
 
-    def _placeholder(self, private: str, kind: str) -> str:
-        known = self._placeholders.get((kind, private))
-        if known:
-            return known
-        entity = kind, _NOT_ALPHANUMERIC.sub("", private).casefold()
+    def _named(self, kind: str, private: str) -> str:
+        """A new placeholder: what differs from an entity in its spelling only shares that one's number."""
+        entity = kind, "".join(filter(str.isalnum, private)).casefold()
         number, label = self._numbers.get(entity), _label(kind)
-        names = (f"[{label}_{number}{letter}]" for letter in _LETTERS[1:]) if number else ()
-        name = next((name for name in names if name not in self._taken), None)
-        while name is None:
-            self._last[label] = self._last.get(label, 0) + 1
-            candidate = f"[{label}_{self._last[label]}]"
-            if candidate not in self._taken:
-                name = candidate
-                self._numbers.setdefault(entity, self._last[label])
+        name = self._another_spelling(label, number) if number else ""
+        while not name:
+            number = self._last[label] = self._last.get(label, 0) + 1
+            if (candidate := f"[{label}_{number}]") not in self._taken:
+                name, self._numbers[entity] = candidate, self._numbers.get(entity, number)
         self._taken.add(name)
         self._placeholders[kind, private], self.private[name] = name, private
         return name
+
+    def _another_spelling(self, label: str, number: int) -> str:
+        """A free name of an entity's number, if there is one."""
+        names = (f"[{label}_{number}{letter}]" for letter in _LETTERS[1:])
+        return next((name for name in names if name not in self._taken), "")
 
 
 def hidden(
@@ -137,9 +149,15 @@ def _unhidden(text: str, spans: Sequence[Span]) -> list[Span]:
     return outside(text, disjoint(text, spans), taken)
 
 
-def _cuts_words(text: str, span: Span) -> bool:
-    """Whether a span begins or ends within a word."""
-    return any(_WITHIN_WORD.match(text, max(0, place - 1), place + 1) for place in (span.start, span.end))
+def _parts(private: str, kind: str) -> Collection[str]:
+    """What of a private text is private by itself."""
+    return {private, *private.split()} if kind == "person" else (private,)
+
+
+def _is_whole(text: str, span: Span) -> bool:
+    """Whether a span neither begins nor ends within a word."""
+    within = _WITHIN_WORD.match
+    return not (within(text, span.start - 1, span.start + 1) or within(text, span.end - 1, span.end + 1))
 
 
 @cache

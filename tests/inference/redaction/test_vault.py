@@ -73,6 +73,16 @@ def test_what_one_turn_shows_to_be_private_is_private_in_all() -> None:
     assert "zsombor" not in " ".join(shown)
 
 
+def test_what_is_private_spreads_however_much_else_is_private() -> None:
+    """A few words are searched for one by one, many are counted: both find what was cut out of a word."""
+    for others in (0, 30):
+        mails = [f"w{place}@example.org" for place in range(others)]
+        texts = [*mails, "xKarlsson-Zhivkov", "Karlsson came", "is Karlsson here? Or my karlsson?"]
+        cut = {texts[-3]: [Span(1, 9, "person")]}
+        shown, _ = hide(texts, lambda text, cut=cut: cut.get(text, structured(text)))  # type: ignore[misc]
+        assert shown[-3:] == ["x[PERSON_1]-Zhivkov", "[PERSON_1] came", "is [PERSON_1] here? Or my karlsson?"]
+
+
 def test_a_text_that_looks_like_a_placeholder_stays_what_it_is() -> None:
     shown, vault = hide(["[PERSON_1] and [person_2] met Anna Karlsson"])
     assert shown == ["[PERSON_1] and [person_2] met [PERSON_3]"]
