@@ -122,7 +122,8 @@ def told(receipt: Mapping[str, Any]) -> str:
     parts = []
     for note in receipt["notes"]:
         if note["event"] == "drafted":
-            parts.append(f"{note['accepted']} of {note['drafted']} drafts accepted")
+            some = f"{note['accepted']} of {note['drafted']} drafts accepted"
+            parts.append(some if note["drafted"] else f"no drafts: {note['off'] or 'the answer was short'}")
         elif note["strategy"] != "redact":
             parts.append(note["event"] + (f" at {note['score']:.2f}" if "score" in note else ""))
     parts += [f"{count} {kind} hidden" for kind, count in receipt["redactions"].items()]
