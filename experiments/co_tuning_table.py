@@ -25,7 +25,8 @@ COMPARISON = {
     "one_directional_labelled": "one-directional, labelled rows only",
     "one_directional": "one-directional",
     "fed_mkt": "FedMKT",
-    "co_plms_labelled": "**Co-PLMs, labelled rows only**",
+    "co_plms_labelled": "**Co-PLMs, labelled rows only**, the distilled proxy teaching",
+    "co_plms_labelled_broadcast": "Co-PLMs, labelled rows only, the broadcast proxy teaching (default)",
     "co_plms": "**Co-PLMs**",
     "centralised": "centralised (upper bound, no privacy)",
 }
@@ -51,12 +52,21 @@ def write(scores: Path, results: Path) -> None:
     """Read every arm's results, write co_tuning.json and co_tuning.md."""
     runs = read_runs(scores)
     summary = summarise(runs)
-    commits = sorted({str(run["commit"]) for arm in runs.values() for run in arm})
-    text = page(summary, measured=f"arms run at commits {', '.join(commits)}; {hardware()}")
+    text = page(summary, measured=hardware()) + "\n".join(["", *_commits(runs), ""])
     results.mkdir(parents=True, exist_ok=True)
     (results / "co_tuning.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (results / "co_tuning.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def _commits(runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Which arms ran at which commit: the page is written from stored results."""
+    arms_of: dict[str, dict[str, None]] = {}
+    for arm, found in runs.items():
+        for run in found:
+            arms_of.setdefault(run["commit"], {})[LABELS.get(arm, arm).replace("*", "")] = None
+    rows = [f"| {commit} | {'; '.join(arms_of[commit])} |" for commit in sorted(arms_of)]
+    return ["## Commits", "", "| commit | arms, or some of their seeds |", "|---|---|", *rows]
 
 
 def read_runs(folder: Path) -> dict[str, list[Run]]:
@@ -104,7 +114,8 @@ def page(summary: Mapping[str, Any], *, measured: str) -> str:
         f"Scores are percent on {summary['rows']} test rows a device, greedy answers: mean over seeds ± its",
         "standard error (none for a single seed; zero-shot does not depend on it). *Gain*: of the mean over",
         "devices, relative to alone with the same seed. *Up*, *down*: what a device sends and receives in",
-        "the whole run; the proxy itself is not counted.",
+        "the whole run; the proxy itself is not counted. Co-PLMs' cloud also learns from 192 prompts a round",
+        "that the proxies make up (`tune.public_samples`, by default none).",
         *(["", f"Not run: {'; '.join(missing)}."] if missing else []),
         "",
         "## The devices' own models",

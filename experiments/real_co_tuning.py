@@ -77,6 +77,7 @@ CHANGES: dict[str, Callable[[Config], Config]] = {
     "co_plms": lambda config: config,
     # nothing but these rows teaches: whoever speaks about them should not have learned their answers
     "co_plms_labelled": lambda config: _tuned(config, proxy_answers=0, labelled_teacher="distilled"),
+    "co_plms_labelled_broadcast": lambda config: _tuned(config, proxy_answers=0),
     "without_dst": lambda config: _tuned(config, domain_steps=0),
     "without_device_saml": lambda config: _tuned(config, slm_kd_weight=0.0, proxy_kd_weight=0.0),
     "without_cloud_saml": lambda config: _tuned(config, cloud_steps=0),
