@@ -31,7 +31,7 @@ from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
 from consort.federated.baselines import Site, alone
 from consort.federated.cloud import Cloud
-from consort.federated.co_plms import Outcome, co_tune
+from consort.federated.co_plms import Outcome, co_tune, num_drawn
 from consort.federated.journal import Compute, Entry, Journal, Step
 from consort.federated.party import Device, PrivateRows, PrivateState
 from consort.federated.workers import side_by_side
@@ -43,6 +43,7 @@ from consort.training.proxy import distil_proxy
 from consort.types import FloatArray
 
 Weights = Mapping[str, FloatArray]
+OnStep = Callable[[int, int], None]  # told how many steps are finished, and of how many
 
 APART, SHOWN = "tuned-alone", "shown"  # kinds of steps
 
@@ -225,8 +226,22 @@ class Run:
         write_report(run_dir, result)
 
 
+def planned_steps(config: Config) -> int:
+    """How many steps the journal of a whole run holds."""
+    devices = len(config.devices)
+    measured = (devices + 1) + devices + (devices + 1) + devices  # before, alone, after, and what is shown
+    rounds = config.tune.rounds * (num_drawn(devices, config.tune.participation) + 1)
+    return own_proxy(config) + devices + 1 + rounds + measured
+
+
 def run_co_tuning(
-    config: Config, data: RunData, run_dir: Path, *, resume: bool, report: Callable[[str], None]
+    config: Config,
+    data: RunData,
+    run_dir: Path,
+    *,
+    resume: bool,
+    report: Callable[[str], None],
+    on_step: OnStep = lambda finished, planned: None,
 ) -> RunResult:
     """Fill a new run directory, or finish one with `resume`. RunError if it cannot be written."""
     with (
@@ -235,6 +250,8 @@ def run_co_tuning(
         ) as journal,
         side_by_side(config.runtime.workers) as compute,
     ):
+        planned = planned_steps(config)
+        journal.on_record = lambda: on_step(journal.finished, planned)
         try:
             keep_text(run_dir / "config.toml", dump_config(config))
             keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")

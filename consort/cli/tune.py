@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from consort.config import Config
 from consort.preflight import Preflight, load_checked
@@ -66,17 +74,21 @@ def co_tune_and_print(config: Config, data: RunData, args: argparse.Namespace) -
     from consort.bench.terminal import print_result
 
     run_dir = args.run_dir or new_run_dir(config.name)
-    progress = Console(stderr=True)
+    console = Console(stderr=True)
     if args.resume and not run_dir.exists():
-        progress.print(f"nothing to resume in {run_dir}: a new run begins", style="yellow", markup=False)
+        console.print(f"nothing to resume in {run_dir}: a new run begins", style="yellow", markup=False)
     started = time.monotonic()
-    with progress.status("starting") as status:
+    columns = SpinnerColumn(), BarColumn(30), MofNCompleteColumn(), TextColumn("steps,"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        steps = progress.add_task("", total=None)
 
         def report(line: str) -> None:
-            progress.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}")
-            status.update(line)
+            console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}")
 
-        result = run_co_tuning(config, data, run_dir, resume=args.resume, report=report)
+        def on_step(finished: int, planned: int) -> None:
+            progress.update(steps, completed=finished, total=planned)
+
+        result = run_co_tuning(config, data, run_dir, resume=args.resume, report=report, on_step=on_step)
     print_result(result, Console())
     progress.print(f"report: {run_dir / 'report.html'}", markup=False)
     return result

@@ -95,9 +95,14 @@ def co_tune(
     return Outcome(state, tuple(traffic))
 
 
+def num_drawn(parties: int, participation: float) -> int:
+    """How many parties tune in a round."""
+    return max(1, round(participation * parties))
+
+
 def _drawn(parties: Sequence[Party], participation: float, seed: int, round_number: int) -> list[Party]:
     """At least one party, in the order given; who, depends on (seed, round) alone."""
-    wanted = max(1, round(participation * len(parties)))
+    wanted = num_drawn(len(parties), participation)
     chosen = np.random.default_rng([seed, round_number]).choice(len(parties), wanted, replace=False)
     return [parties[index] for index in sorted(chosen)]
 

@@ -59,6 +59,7 @@ class Journal:
         self._log = log
         self._metrics = _Log(run_dir / "metrics.jsonl")
         self._unseen: list[_Record] = []  # recorded, their rows not yet in metrics.jsonl
+        self.on_record: Callable[[], None] = lambda: None  # called after each step that is recorded
 
     @classmethod
     def open(
@@ -115,6 +116,11 @@ class Journal:
         journal._metrics.rewrite(_metrics_of(records))
         return journal
 
+    @property
+    def finished(self) -> int:
+        """How many steps are recorded."""
+        return len(self._records)
+
     def done(self, key: str) -> bool:
         """Whether the step was recorded as finished."""
         return key in self._records
@@ -159,6 +165,7 @@ class Journal:
                 entry.payload, record.meta, tuple(record.rows)
             )  # through JSON, as after a resume
             on_new(key, found[key])
+            self.on_record()
         return found
 
     def close(self) -> None:

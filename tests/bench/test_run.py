@@ -48,15 +48,21 @@ class Finished:
     run_dir: Path
     result: RunResult
     told: list[str]
+    steps: list[tuple[int, int]]  # finished, planned
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("consort")
     found = load_checked(write_tunable_consort(folder))
-    config, data, told = found.config, run_data(found), list[str]()
-    result = run_co_tuning(config, data, folder / "run", resume=False, report=told.append)
-    return Finished(config, data, folder / "run", result, told)
+    config, data, run_dir = found.config, run_data(found), folder / "run"
+    told, steps = list[str](), list[tuple[int, int]]()
+
+    def on_step(finished: int, planned: int) -> None:
+        steps.append((finished, planned))
+
+    result = run_co_tuning(config, data, run_dir, resume=False, report=told.append, on_step=on_step)
+    return Finished(config, data, run_dir, result, told, steps)
 
 
 def results_of_all_steps(run_dir: Path) -> dict[str, bytes]:
@@ -223,6 +229,11 @@ def test_the_run_says_how_to_serve_what_it_tuned(finished: Finished) -> None:
 
 def bank_model(finished: Finished) -> str:
     return finished.config.devices[0].slm.model
+
+
+def test_every_step_is_told_and_how_many_there_will_be(finished: Finished) -> None:
+    planned = len(finished.steps)
+    assert finished.steps == [(number, planned) for number in range(1, planned + 1)]
 
 
 def test_resuming_a_finished_run_repeats_no_step(finished: Finished) -> None:
