@@ -77,7 +77,7 @@ def test_the_line_of_the_adapter_is_named(folder: Path) -> None:
         (["proxy.model={}/proxy", "proxy.adapter={}/proxy"], "no adapter_config.json there"),
         (
             ["proxy.model={}/adapter", "proxy.adapter={}/adapter"],
-            "and --adapter names another",
+            "this is an adapter itself, and another is named",
         ),
         (["cloud.model={}/proxy", "cloud.chat_template={}/none.jinja"], "none.jinja"),
     ],
