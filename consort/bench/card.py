@@ -10,8 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import consort
-from consort.bench.results import Line, RunResult, percent, result_lines, size
+from consort.bench.results import Line, RunResult, percent, result_lines
 from consort.config import Config
+from consort.problems import size
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "zstandard")
 

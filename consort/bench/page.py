@@ -17,9 +17,8 @@ from consort.bench.results import (
     mean_scores,
     percent,
     result_lines,
-    size,
 )
-from consort.problems import counted
+from consort.problems import counted, size
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,12 @@ from consort.bench.results import (
     RoundBytes,
     RunResult,
     ShownPrompt,
-    size,
+    result_lines,
 )
 from consort.bench.terminal import print_result
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.errors import RunError
+from consort.problems import size
 from consort.training.data import Shortened
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -208,6 +209,8 @@ def test_every_answer_is_one_line_marked_right_or_wrong_also_without_colour(
         print_result(dataclasses.replace(result, examples=(shown,)), console)
     lines = (tmp_path / "terminal.txt").read_text(encoding="utf-8").splitlines()
     assert max(map(cell_len, lines)) <= width
+    asked = lines[lines.index("right answer: 400 euro") - 1]
+    assert asked.endswith("…")
     bank, other, cloud = lines[lines.index("right answer: 400 euro") + 2 :][:3]
     assert re.fullmatch(r"bank +✗ never never .*… +✓ 400 euro *", bank)
     assert re.fullmatch(r"a-device-of-a-long-… +✗ 银行 .*… +– cannot read it *", other)
@@ -228,6 +231,15 @@ def test_prompts_that_lost_their_beginning_are_told_wherever_the_run_is(tmp_path
     assert line in (tmp_path / "terminal.txt").read_text(encoding="utf-8")
     none = dataclasses.replace(result, shortened=())
     assert "fit the models that read them" in parsed(write_report(tmp_path, none)).text
+
+
+def test_a_model_called_as_its_owner_is_named_once(tmp_path: Path) -> None:
+    result = result_for(tmp_path)
+    named = dataclasses.replace(result, cloud=dataclasses.replace(result.cloud, model="cloud"))
+    page = parsed(write_report(tmp_path, named)).text
+    assert "cloudRouge-L" in page
+    assert "cloudLlama 5M" in parsed(write_report(tmp_path, result)).text
+    assert [line.model for line in result_lines(named) if line.who == "cloud"] == ["", ""]
 
 
 def test_the_card_that_travels_holds_no_row_of_a_device_and_says_where_they_are(tmp_path: Path) -> None:
