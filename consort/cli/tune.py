@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, then run."""
     from consort.preflight.memory import memory_here, require_memory
 
-    found = load_checked(args.file, args.set)
+    found = load_checked(args.file, args.set, memory=not args.ignore_memory)
     progress = Console(stderr=True)
     for problem in found.problems:
         progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
