@@ -94,7 +94,7 @@ It took {seconds} seconds, and these bytes travelled:
 
 {traffic}
 
-Prompts that lost their beginning to fit a model (answers never lose anything):
+Prompts that lost their beginning to fit a model, where it learned or answered (answers never lose anything):
 
 {shortened}
 

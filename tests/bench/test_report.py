@@ -65,7 +65,12 @@ def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool =
     answers = tuple(ModelAnswer(name, text, "400 euro") for name in ("bank", "clinic", "cloud"))
     shown = (ShownPrompt("bank", text, "400 Euro", answers),)
     return RunResult(
-        devices, cloud, 171.3, str(run_dir), shown, (Shortened("bank", "zoo:proxy", 3, 40, 256),)
+        devices,
+        cloud,
+        171.3,
+        str(run_dir),
+        shown,
+        (Shortened("bank", "zoo:proxy", "test prompts", 3, 40, 256),),
     )
 
 
@@ -220,11 +225,12 @@ def test_every_answer_is_one_line_marked_right_or_wrong_also_without_colour(
 def test_prompts_that_lost_their_beginning_are_told_wherever_the_run_is(tmp_path: Path) -> None:
     result = result_for(tmp_path)
     (told,) = result.to_json()["devices"][0]["shortened_prompts"]
-    assert (told["reader"], told["rows"], told["of"], told["max_tokens"]) == ("zoo:proxy", 3, 40, 256)
+    assert (told["reader"], told["kind"]) == ("zoo:proxy", "test prompts")
+    assert (told["rows"], told["of"], told["max_tokens"]) == (3, 40, 256)
     assert result.to_json()["devices"][1]["shortened_prompts"] == []
     page = parsed(write_report(tmp_path, result)).text
-    assert "zoo:proxy3 of 40256" in page.replace("\n", "")
-    line = "bank: 3 of 40 rows are longer than 256 tokens for zoo:proxy"
+    assert "zoo:proxytest prompts3 of 40256" in page.replace("\n", "")
+    line = "bank: 3 of 40 test prompts are longer than 256 tokens for zoo:proxy"
     assert f"- {line}" in model_card(result, Config())
     with (tmp_path / "terminal.txt").open("w", encoding="utf-8") as terminal:
         print_result(result, Console(file=terminal, width=120))
