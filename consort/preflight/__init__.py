@@ -1,4 +1,7 @@
-"""Everything that can be known to be wrong before training starts, found at once, without loading a model."""
+"""Everything that can be known to be wrong before training starts, found at once, from files.
+
+A model is loaded only where its files do not tell whether a served adapter is its own (`served`).
+"""
 
 from __future__ import annotations
 
