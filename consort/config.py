@@ -58,7 +58,7 @@ class DeviceConfig:
     name: str = ""
     data: str = ""  # a directory with train/valid/test.jsonl, or one JSONL file of training rows
     unlabelled: str = ""  # further inputs without answers, which the proxy answers on the device
-    memory_gb: float = 0.0  # what the device has; 0 does not check
+    memory_gb: float = 0.0  # what the device has, refused as this machine's memory is; 0 does not check
     slm: ModelConfig = field(default_factory=lambda: ModelConfig(trainable="full", learning_rate=1e-3))
 
 

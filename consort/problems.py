@@ -61,6 +61,15 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
+def size(num_bytes: float) -> str:
+    """Bytes as a person reads them, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
 def shown(value: object) -> str:
     """A configuration value as a person writes it, short enough for one line."""
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from consort.bench.results import percent, size
+from consort.bench.results import percent
 from consort.bench.run import run_co_tuning
 from consort.cli.tune import run_data
 from consort.config import (
@@ -26,7 +26,7 @@ from consort.config import (
 )
 from consort.models.zoo import zoo_dir
 from consort.preflight import examine
-from consort.problems import raise_errors
+from consort.problems import raise_errors, size
 
 CITIES = ("Lyon", "Porto", "Graz", "Cork", "Turku", "Ghent", "Basel", "Split")
 ROWS = 40

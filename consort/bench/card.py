@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 from dataclasses import fields
 from pathlib import Path
 
 import consort
-from consort.bench.results import UNREAD, Line, RunResult, ShownPrompt, percent, result_lines, size
+from consort.bench.results import Line, RunResult, percent, result_lines
 from consort.config import Config
+from consort.problems import size
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "zstandard")
 
@@ -36,7 +36,10 @@ def environment() -> dict[str, str | int]:
 
 
 def model_card(result: RunResult, config: Config) -> str:
-    """README.md of a run's adapters: what they are, how they did, how to make them again. Markdown."""
+    """README.md of a run's adapters: what they are, how they did, how to make them again. Markdown.
+
+    The card travels with the adapters, so no row of a device is in it.
+    """
     bases = dict.fromkeys([config.cloud.model, *(device.slm.model for device in config.devices)])
     return _CARD.format(
         bases="\n".join(f"- {base}" for base in bases if base),
@@ -48,7 +51,6 @@ def model_card(result: RunResult, config: Config) -> str:
             f"- {device.name}: {size(device.uplink_bytes)} sent, {size(device.downlink_bytes)} received"
             for device in result.devices
         ),
-        answers="\n".join(map(_example, result.examples)),
         shortened="\n".join(f"- {each.party}: {each}" for each in result.shortened) or "None.",
         rounds=config.tune.rounds,
         settings="\n".join(
@@ -80,12 +82,9 @@ against itself before. Majority: exact match of always giving the commonest trai
 |---|---|---|---|---|---|---|
 {table}
 
-## Answers before and after
+A few test prompts with every model's answers are in the run's own `report.html`, which holds rows of the
+devices as they are; this card holds none.
 
-One test prompt of each of the first devices, chosen to show a change (the first that co-tuning set right), so
-they prove nothing; the table above measures.
-
-{answers}
 ## Training
 
 {settings}
@@ -95,7 +94,7 @@ It took {seconds} seconds, and these bytes travelled:
 
 {traffic}
 
-Prompts that lost their beginning to fit a model (answers never lose anything):
+Prompts that lost their beginning to fit a model, where it learned or answered (answers never lose anything):
 
 {shortened}
 
@@ -113,24 +112,6 @@ def _table_row(line: Line) -> str:
     gain = "–" if line.gain is None else percent(line.gain, signed=True)
     majority = "" if line.majority is None else f"{100 * line.majority:.1f}"
     return f"| {' | '.join((line.who.strip(), line.metric, *stages, gain, majority))} |"
-
-
-def _example(example: ShownPrompt) -> str:
-    head = f"{_cell(example.prompt)}\n\nRight answer of {example.device}: {_cell(example.reference)}\n"
-    rows = [
-        f"| {answer.model} | {_answer(example, answer.before)} | {_answer(example, answer.after)} |"
-        for answer in example.answers
-    ]
-    return "\n".join([head, "| model | before | after |", "|---|---|---|", *rows, ""])
-
-
-def _answer(example: ShownPrompt, answer: str | None) -> str:
-    return UNREAD if answer is None else f"{example.mark(answer)} {_cell(answer)}"
-
-
-def _cell(text: str) -> str:
-    """On one line, with nothing that Markdown would read as its own."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _cpu_name() -> str:

@@ -16,11 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from consort.bench.results import size
 from consort.bench.suite import Row, generate_suite
 from consort.config import Config
 from consort.gateway.opening import open_service
 from consort.gateway.serve import running
+from consort.problems import size
 
 # skill of the suite, what is asked of the endpoint, and what its `consort` object says
 QUESTIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (

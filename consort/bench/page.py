@@ -17,9 +17,8 @@ from consort.bench.results import (
     mean_scores,
     percent,
     result_lines,
-    size,
 )
-from consort.problems import counted
+from consort.problems import counted, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +171,17 @@ def _shortened(result: RunResult) -> str:
     rows = [
         _named_row(
             each.party,
-            f'<td class="text">{escape(each.reader)}</td><td>{each.rows} of {each.of}</td>'
-            f"<td>{each.max_tokens}</td>",
+            f'<td class="text">{escape(each.reader)}</td><td class="text">{each.kind}</td>'
+            f"<td>{each.rows} of {each.of}</td><td>{each.max_tokens}</td>",
         )
         for each in result.shortened
     ]
     return _table(
-        "Rows longer than what a model reads: their prompts lost the beginning, their answers nothing.",
-        ("Whose rows", "read by", "shortened", "longest, tokens"),
+        "Longer than a model reads: prompt and answer where it learned, the prompt where it answered. "
+        "Prompts lost their beginning, answers nothing.",
+        ("Whose rows", "read by", "which", "shortened", "longest, tokens"),
         rows,
-        text_heads=("read by",),
+        text_heads=("read by", "which"),
     )
 
 

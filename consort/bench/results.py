@@ -27,7 +27,7 @@ class DeviceResult:
     """One device's model before, tuned alone (same data, same steps) and co-tuned, on its own test rows."""
 
     name: str
-    model: str  # for a reader: architecture and size
+    model: str  # as the configuration names it, without folders
     zero_shot: Scores
     alone: Scores | None  # None: the comparator was not run
     co_tuned: Scores
@@ -124,21 +124,12 @@ def percent(score: Score, *, signed: bool = False) -> str:
     return f"{100 * score.mean:{'+' if signed else ''}.1f}±{100 * score.stderr:.1f}"
 
 
-def size(num_bytes: float) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
-
-
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line of the result table: one model, one metric."""
 
     who: str
-    model: str
+    model: str  # empty where it is called as its owner
     metric: str
     before: Score
     alone: Score | None
@@ -167,7 +158,7 @@ def _lines(
     return [
         Line(
             who,
-            model,
+            "" if model == who else model,
             label,
             getattr(before, metric),
             None if alone is None else getattr(alone, metric),

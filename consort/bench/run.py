@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from consort.bench.report import write_report
 from consort.bench.results import RunResult, ShownPrompt
 from consort.bench.served import CLOUD, PROXY, SERVED, own_proxy, served_here
 from consort.bench.shown import ask, choose, shown
+from consort.bench.spent import SPENT, Spent
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.config_file import dump_config, fingerprint
 from consort.errors import RunError
@@ -59,10 +59,16 @@ class Run:
         journal: Journal,
         compute: Compute,
         report: Callable[[str], None],
+        spent: Spent,
     ) -> None:
         self.config, self.data, self.run_dir = config, data, run_dir
-        self.journal, self.compute, self.report = journal, compute, report
-        self.started = time.monotonic()
+        self.journal, self.compute, self.spent = journal, compute, spent
+        self._say = report
+
+    def report(self, line: str) -> None:
+        """Tell the person; between two lines is what a kill makes the time forget."""
+        self.spent.keep()
+        self._say(line)
 
     def execute(self) -> RunResult:
         """All steps in order; the result is also on disk when this returns."""
@@ -86,7 +92,7 @@ class Run:
             answers,
             outcome.traffic,
             self._shown(answers, weights),
-            seconds=time.monotonic() - self.started,
+            seconds=self.spent.seconds,
             run_dir=self.run_dir,
         )
         self._keep(result, outcome, states, proxy_dir)
@@ -252,16 +258,19 @@ def run_co_tuning(
     ):
         planned = planned_steps(config)
         journal.on_record = lambda: on_step(journal.finished, planned)
+        spent = Spent(run_dir / "journal" / SPENT, resume=resume)
         try:
             keep_text(run_dir / "config.toml", dump_config(config))
             keep_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            return Run(config, data, run_dir, journal, compute, report).execute()
+            return Run(config, data, run_dir, journal, compute, report, spent).execute()
         except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
             raise RunError(
                 f"cannot be written: {getattr(error, 'strerror', None) or error}",
                 where=str(getattr(error, "filename", None) or run_dir),
                 hint="finished steps are kept: free some space, then run again with --resume",
             ) from error
+        finally:
+            spent.keep()
 
 
 def _tuned_alone(config: Config, site: Site) -> Entry:

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from consort.bench.metrics import Score
-from consort.bench.results import RIGHT, UNREAD, WRONG, RunResult, ShownPrompt, percent, result_lines, size
+from consort.bench.results import RIGHT, UNREAD, WRONG, RunResult, ShownPrompt, percent, result_lines
+from consort.problems import size
 
 PROMPT_LENGTH = 320  # characters shown of a longer prompt: four lines of 80
 MOST_NAME = 20  # characters shown of a model's name beside its answers
@@ -66,7 +67,7 @@ def print_examples(examples: Sequence[ShownPrompt], console: Console) -> None:
     width = (console.width - min(names, MOST_NAME) - 2 * gap) // 2
     for example in examples:
         console.print()
-        console.print(Text(_one_line(example.prompt)[:PROMPT_LENGTH], style="bold"))
+        console.print(Text(_cut(_one_line(example.prompt)), style="bold"))
         console.print(Text(f"right answer: {_one_line(example.reference)}", style="dim"))
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
         table.add_column("", no_wrap=True, overflow="ellipsis", max_width=MOST_NAME)
@@ -83,6 +84,10 @@ def _marked(example: ShownPrompt, answer: str | None) -> Text:
         return Text(UNREAD, style="dim")
     mark = example.mark(answer)
     return Text.assemble((mark, _COLOURS[mark]), f" {_one_line(answer)}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= PROMPT_LENGTH else f"{text[: PROMPT_LENGTH - 1]}…"
 
 
 def _one_line(text: str) -> str:

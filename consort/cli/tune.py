@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, then run."""
     from consort.preflight.memory import memory_here, require_memory
 
-    found = load_checked(args.file, args.set)
+    found = load_checked(args.file, args.set, memory=not args.ignore_memory)
     progress = Console(stderr=True)
     for problem in found.problems:
         progress.print(f"{problem.level}: {problem}", style="yellow", markup=False)
@@ -105,9 +105,9 @@ def run_data(found: Preflight) -> RunData:
 
     config, rows, devices = found.config, found.rows, {}
     for index, device in enumerate(config.devices):
-        train, test = _train_and_test(rows[f"devices.{index}.data"], config.eval.rows)
         unlabelled = rows.get(f"devices.{index}.unlabelled")
-        asked = [Sample(sample.prompt, None) for sample in unlabelled.splits["train"]] if unlabelled else []
+        asked = [row.sample for row in unlabelled.unlabelled(0)] if unlabelled else []
+        train, test = _train_and_test(rows[f"devices.{index}.data"], config.eval.rows)
         devices[device.name] = DeviceRows(train, asked, test)
     public_train, public_test = _train_and_test(rows["public"], config.eval.public_rows)
     shortened = found.models.lengths.shortened if found.models else ()
@@ -115,11 +115,8 @@ def run_data(found: Preflight) -> RunData:
 
 
 def _train_and_test(rows: Rows, limit: int) -> tuple[list[Sample], list[Sample]]:
-    """Training rows, and `limit` rows to measure on: of the test split, else the valid split, else the last
-    tenth."""
-    train = list(rows.splits["train"])
-    test = list(rows.splits.get("test") or rows.splits.get("valid") or [])
-    if not test:
-        held_out = max(1, len(train) // 10)
-        train, test = train[:-held_out], train[-held_out:]
-    return train, test[:limit] if limit else test
+    """Rows to learn, and rows to measure on."""
+    used = rows.used(limit)
+    return [row.sample for row in used if row.used == "learned"], [
+        row.sample for row in used if row.used == "asked"
+    ]

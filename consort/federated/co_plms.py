@@ -22,6 +22,7 @@ from consort.federated.cloud import Cloud, CloudState, Contribution
 from consort.federated.journal import Compute, Entry, Journal, one_by_one
 from consort.federated.packets import decode_adapter
 from consort.federated.party import FAILURES, Party, Update, kind_of_failure
+from consort.problems import size
 from consort.types import Adapter
 
 MOST_EXAMPLES = 1 << 40  # more rows than any device has: a number that nobody counted
@@ -124,8 +125,8 @@ def _asked(
 
     def on_new(key: str, entry: Entry) -> None:
         if not entry.meta.get("failure"):
-            size = f"{len(entry.payload) / 1000:.0f} kB sent"
-            report(f"round {round_number + 1}: {keys[key].name} is done, {size}{_progress(entry, keys[key])}")
+            sent = f"{size(len(entry.payload))} sent"
+            report(f"round {round_number + 1}: {keys[key].name} is done, {sent}{_progress(entry, keys[key])}")
 
     works = {key: partial(_local_round, party, shared, round_number) for key, party in keys.items()}
     entries = journal.once_each(works, compute, on_new=on_new)

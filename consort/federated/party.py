@@ -145,7 +145,7 @@ class Device:
         except FAILURES as error:
             self._keep_failure(error, round_number)
             raise DeviceError(
-                kind_of_failure(error), where=self.name, hint=f"its {FAILURES_LOG} says more"
+                kind_of_failure(error), where=self.name, hint=f"its {self._failures_log()} says more"
             ) from None
         packet = load_tensors(entry.payload)["packet"].tobytes()
         log = tuple(dict(row) for row in entry.rows) if self.config.tune.send_losses else ()
@@ -158,6 +158,10 @@ class Device:
 
     def _journal(self) -> Journal:
         return Journal.open(self.folder, fingerprint=fingerprint(self.config), resume=True)
+
+    def _failures_log(self) -> Path:
+        """As `devices/bank/failures.log`: where the run's directory lies is the device's own affair."""
+        return Path(*self.folder.parts[-2:]) / FAILURES_LOG
 
     def _keep_failure(self, error: BaseException, round_number: int) -> None:
         text = f"round {round_number + 1}\n{''.join(traceback.format_exception(error))}\n"

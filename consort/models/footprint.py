@@ -29,6 +29,7 @@ LEARNED_BYTES = 4 * FLOAT32_BYTES
 # steps: in full 1.5 (GPT-NeoX), 1.7 (Llama), 2.7 (GPT-2); by LoRA 2.3 to 2.7 (Llama): a pair adds a branch.
 KEPT_IN_FULL = 2.0
 KEPT_BY_LORA = 2.7
+ASSUMED_CONTEXT = 2048  # tokens, of a model that does not say what it was made for
 RUNTIME_BYTES = 400e6  # Python with torch and transformers imported
 
 

@@ -26,6 +26,7 @@ from consort.errors import ModelError
 from consort.models.decoding.batch import Batch, Network, Row
 from consort.models.decoding.network import open_network
 from consort.models.decoding.sampling import Sampling, apart
+from consort.models.footprint import ASSUMED_CONTEXT
 from consort.models.hub import check_hub
 from consort.models.zoo import located
 
@@ -170,7 +171,7 @@ def wrap_model(module: nn.Module, tokenizer: Any, *, name: str, runtime: Runtime
     context = (
         getattr(module.config, "max_position_embeddings", None)
         or getattr(module.config, "seq_length", None)
-        or 2048
+        or ASSUMED_CONTEXT
     )
     model = LocalModel(name, module, tokenizer, vocabulary, int(context), runtime)
     _check_head(model)

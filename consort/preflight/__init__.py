@@ -1,4 +1,7 @@
-"""Everything that can be known to be wrong before training starts, found at once, without loading a model."""
+"""Everything that can be known to be wrong before training starts, found at once, from files.
+
+A model is loaded only where its files do not tell whether a served adapter is its own (`served`).
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,19 @@ class Preflight:
         return all(problem.level == "warning" for problem in self.problems)
 
 
-def load_checked(path: Path | str, overrides: Sequence[str] = ()) -> Preflight:
+def load_checked(path: Path | str, overrides: Sequence[str] = (), *, memory: bool = True) -> Preflight:
     """Read and examine a configuration before a run; one ConfigError lists all mistakes."""
-    found = examine_file(path, overrides)
+    found = examine_file(path, overrides, memory=memory)
     raise_errors(found.problems)
     return found
 
 
-def examine_file(path: Path | str, overrides: Sequence[str] = (), *, models: bool = True) -> Preflight:
+def examine_file(
+    path: Path | str, overrides: Sequence[str] = (), *, models: bool = True, memory: bool = True
+) -> Preflight:
     """Read a configuration and examine it, with the mistakes returned."""
     config, origin, mistakes = read_config(path, overrides)
-    found = examine(config, origin, models=models)
+    found = examine(config, origin, models=models, memory=memory)
     mistaken = {
         problem.key for problem in mistakes
     }  # these keep a default, which says nothing about the file
@@ -50,8 +55,11 @@ def examine_file(path: Path | str, overrides: Sequence[str] = (), *, models: boo
     return replace(found, problems=(*mistakes, *rest))
 
 
-def examine(config: Config, origin: Origin | None = None, *, models: bool = True) -> Preflight:
-    """What is wrong with the values, the data and (with `models`) the models of a configuration."""
+def examine(
+    config: Config, origin: Origin | None = None, *, models: bool = True, memory: bool = True
+) -> Preflight:
+    """What is wrong with the values, the data and (with `models`) the models of a configuration; `memory`
+    also compares what the devices have with what their models take."""
     from consort.preflight.data import read_data
 
     found = list(value_problems(config))
@@ -59,11 +67,13 @@ def examine(config: Config, origin: Origin | None = None, *, models: bool = True
     found += in_data
     survey = None
     if models:
+        from consort.preflight.memory import device_problems
         from consort.preflight.models import survey_models
 
         survey = survey_models(config, rows)
         said = {problem.key for problem in found}
-        found += [problem for problem in survey.found if problem.key not in said]
+        of_models = [*survey.found, *(device_problems(survey) if memory else ())]
+        found += [problem for problem in of_models if problem.key not in said]
     if origin:
         found = [replace(p, where=origin.locate(p.key)) if p.where == p.key else p for p in found]
     return Preflight(config, tuple(found), rows, survey)

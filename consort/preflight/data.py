@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from consort.config import Config
 from consort.errors import DataError
 from consort.problems import Problem, first_few
 from consort.training.data import RowsRead, Sample, read_rows
 
+Use: TypeAlias = Literal["", "learned", "asked", "answered"]
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A row and where it is written, as file:line."""
+    """A row, where it is written, as file:line, and what a run does with it: it is `learned`, the models are
+    `asked` it before tuning and after, or it is learned once the proxy has `answered` it."""
 
     sample: Sample
     where: str
+    used: Use = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,28 @@ class Rows:
             for read in self.read.values()
             for sample, line in zip(read.samples, read.lines, strict=True)
         ]
+
+    def used(self, limit: int) -> list[Placed]:
+        """All rows. Asked are the first `limit` (0: all) of the test split, else of the valid split, else of
+        the last tenth of the training rows, which is then not learned."""
+        splits = {split: Rows({split: read}).placed for split, read in self.read.items()}
+        train = splits.pop("train", [])
+        test = splits.pop("test", []) or splits.pop("valid", [])
+        if not test and train:
+            held_out = max(1, len(train) // 10)
+            train, test = train[:-held_out], train[-held_out:]
+        asked = len(test) if limit == 0 else limit
+        spare = [*test[asked:], *(row for rows in splits.values() for row in rows)]
+        return [
+            *(replace(row, used="learned") for row in train),
+            *(replace(row, used="asked") for row in test[:asked]),
+            *spare,
+        ]
+
+    def unlabelled(self, limit: int) -> list[Placed]:
+        """All rows without their answers; the proxy answers the first `limit`."""
+        bare = [replace(row, sample=Sample(row.sample.prompt, None)) for row in self.placed]
+        return [*(replace(row, used="answered") for row in bare[:limit]), *bare[limit:]]
 
 
 def read_data(config: Config) -> tuple[dict[str, Rows], list[Problem]]:

@@ -1,18 +1,20 @@
 """What memory a run takes, forecast from the models' files and the rows' lengths, against what there is.
 
-The forecast is right to about a third, so only what exceeds the memory by more than that is refused. It knows
-nothing of a container's own limit, and counts no swap.
+The forecast is right to about a third, so only what exceeds the memory by more than that is refused, on this
+machine and on a device with `memory_gb` alike. It knows nothing of a container's own limit, and counts no
+swap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from consort.config import ModelConfig
 from consort.errors import ConfigError
 from consort.models.footprint import RUNTIME_BYTES, Footprint, ModelFiles, tuning_footprint
+from consort.problems import Problem
 
 if TYPE_CHECKING:
     from consort.preflight import Preflight
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 GIGA = 1e9
 UNSURE = 4 / 3  # a run may take so much less than its forecast
 SMALLER = 'smaller models, trainable = "lora", or fewer tune.batch_rows, max_tokens or runtime.workers'
+ALL_THE_SAME = "--ignore-memory begins all the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,28 @@ def require_memory(found: Preflight, offer: Offer, *, where: str) -> None:
     needed = forecast_run(found)
     if needed is not None and (forecast := Forecast(needed, offer)).hopeless:
         raise ConfigError(
-            f"too little memory for this run: {forecast}",
-            where=where,
-            hint=f"use {SMALLER}; --ignore-memory begins all the same",
+            f"too little memory for this run: {forecast}", where=where, hint=f"use {SMALLER}; {ALL_THE_SAME}"
+        )
+
+
+def device_problems(survey: ModelSurvey) -> Iterator[Problem]:
+    """Devices whose `memory_gb` is less than their model and the proxy take: refused as a run here is, and a
+    warning where the forecast may be wrong."""
+    for index, device in enumerate(survey.config.devices):
+        footprint = forecast_device(survey, index)
+        if not device.memory_gb or footprint is None:
+            continue
+        forecast = Forecast(footprint.total_bytes + RUNTIME_BYTES, Offer(device.memory_gb * GIGA, "there"))
+        if forecast.fits:
+            continue
+        yield Problem(
+            key := f"devices.{index}.memory_gb",
+            f'device "{device.name}" has {device.memory_gb:g} GB; its model and the proxy need about '
+            f"{forecast.needed_bytes / GIGA:.1f} GB",
+            "use a smaller model, LoRA in place of full, fewer batch_rows or fewer max_tokens"
+            + (f"; {ALL_THE_SAME}" if forecast.hopeless else ""),
+            key,
+            "error" if forecast.hopeless else "warning",
         )
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from consort.align import Vocabulary
 from consort.config import Config
 from consort.errors import ModelError
-from consort.models.footprint import RUNTIME_BYTES, ModelFiles, read_model_files
+from consort.models.footprint import ModelFiles, read_model_files
 from consort.preflight.data import Rows
-from consort.preflight.memory import GIGA, forecast_device
 from consort.preflight.reading import Lengths, reading_problems
 from consort.preflight.served import served_problems
 from consort.problems import Problem
@@ -48,8 +47,6 @@ def survey_models(config: Config, rows: Mapping[str, Rows]) -> ModelSurvey:
     _check_proxy(survey)
     files = {key: each.files for key, each in survey.known.items()}
     survey.found += reading_problems(config, rows, files, survey.lengths)
-    for index in range(len(config.devices)):
-        _check_memory(survey, index)
     survey.found += served_problems(config)
     return survey
 
@@ -91,18 +88,3 @@ def _check_proxy(survey: ModelSurvey) -> None:
         what = f"the proxy's tokenizer ({proxy.files.name}) is not the cloud's ({cloud.files.name})"
         hint = "leave proxy.model empty to prune it from the cloud model, or name a model with its tokenizer"
         survey.found.append(Problem("proxy.model", what, hint, "proxy.model"))
-
-
-def _check_memory(survey: ModelSurvey, index: int) -> None:
-    device = survey.config.devices[index]
-    forecast = forecast_device(survey, index)
-    if not device.memory_gb or forecast is None:
-        return
-    needed = (forecast.total_bytes + RUNTIME_BYTES) / GIGA
-    if needed > device.memory_gb:
-        key = f"devices.{index}.memory_gb"
-        has = f'device "{device.name}" has {device.memory_gb:g} GB'
-        hint = "use a smaller model, LoRA in place of full, fewer batch_rows or fewer max_tokens"
-        survey.found.append(
-            Problem(key, f"{has}; its model and the proxy need about {needed:.1f} GB", hint, key)
-        )

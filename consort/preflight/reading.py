@@ -1,23 +1,24 @@
 """Whether each model can read the rows it will be given: template, context, and rows that fit.
 
-A device's rows are read by its own model and by the proxy, public rows by the cloud model and the proxy.
-Prompts are written and counted as training does it (`training.data`), from the tokenizer's files alone.
+A device's rows are read by its own model and by the proxy, public rows by the cloud model and the proxy, and
+test rows of both by the cloud model too. Prompts are written and counted as training and answering do it
+(`training.data`, `training.answers`), from the tokenizer's files alone. Does not count the few prompts that a
+run shows to all models.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consort.config import Config
+from consort.config import Config, ModelConfig
 from consort.errors import ModelError
-from consort.models.footprint import ModelFiles
-from consort.preflight.data import Placed, Rows
+from consort.models.footprint import ASSUMED_CONTEXT, ModelFiles
+from consort.preflight.data import Placed, Rows, Use
 from consort.problems import Problem, first_few
-from consort.training.data import Shortened, needs_template, template_reader, written_prompt
+from consort.training.data import LEARNED, Kind, Shortened, needs_template, template_reader, written_prompt
 
 _PROXY_TEMPLATE = (
     "copy the cloud model's chat_template.jinja beside its tokenizer.json, or leave proxy.model empty"
@@ -29,24 +30,37 @@ _LIMIT = re.compile(r"\.\d+\.")  # `devices.0.slm` is written `devices.slm`
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """A model that reads rows, and up to where."""
+class Model:
+    """A model as far as reading goes."""
 
-    party: str  # whose rows
     who: str  # for the person
-    key: str  # of the model
+    key: str
     files: ModelFiles
     template_file: str
     template_hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model that reads a party's rows, and up to where."""
+
+    party: str
+    model: Model
     max_tokens: int
     limit_key: str  # of max_tokens
-    writes: int  # tokens of an answer that is not given yet
+    writes: int  # tokens that an answer of it may take
+    asks: Use  # the rows that this model answers
     rows: list[Placed]
 
     @property
+    def context(self) -> int:
+        """Tokens that it reads at most."""
+        return self.model.files.context_tokens or ASSUMED_CONTEXT
+
+    @property
     def room(self) -> int:
-        """Tokens of prompt and answer together."""
-        return min(self.max_tokens, self.files.context_tokens or self.max_tokens)
+        """Tokens of prompt and answer together, where it learns."""
+        return min(self.max_tokens, self.context)
 
 
 @dataclass(slots=True)
@@ -80,111 +94,136 @@ def _answer_room(config: Config, files: Mapping[str, ModelFiles]) -> Iterator[Pr
 
 
 def _readers(config: Config, rows: Mapping[str, Rows], files: Mapping[str, ModelFiles]) -> Iterator[Reader]:
-    pruned = not config.proxy.model
-    proxy_key = "cloud.model" if pruned else "proxy.model"
-    proxy_template = config.cloud.chat_template if pruned else ""
-    writes = config.eval.max_new_tokens
-    parties = [("cloud", "cloud", config.cloud, _placed(rows, "public"))]
+    writes, nothing = config.eval.max_new_tokens, Rows()
+    cloud, proxy = _model("cloud", config.cloud, files), _proxy(config, files)
+    limit, limit_key = config.cloud.max_tokens, "cloud.max_tokens"
+    public = rows.get("public", nothing).used(config.eval.public_rows)
+    if cloud:
+        yield Reader("cloud", cloud, limit, limit_key, writes, "asked", public)
+    if proxy and config.proxy.model:  # one pruned from the cloud model reads as that does
+        yield Reader("cloud", proxy, limit, limit_key, writes, "answered", public)
     for index, device in enumerate(config.devices):
-        own = _placed(rows, f"devices.{index}.data", f"devices.{index}.unlabelled")
-        parties.append((device.name, f"devices.{index}.slm", device.slm, own))
-    for party, key, settings, its_rows in parties:
-        limit, limit_key = settings.max_tokens, f"{key}.max_tokens"
-        if model := files.get(f"{key}.model"):
-            yield Reader(
-                party,
-                model.name,
-                f"{key}.model",
-                model,
-                settings.chat_template,
-                _TEMPLATE,
-                limit,
-                limit_key,
-                writes,
-                its_rows,
-            )
-        if (proxy := files.get(proxy_key)) and not (pruned and key == "cloud"):  # then it reads as the cloud
-            hint = _TEMPLATE if pruned else _PROXY_TEMPLATE
-            who = f"the proxy, {proxy.name}"
-            yield Reader(
-                party, who, proxy_key, proxy, proxy_template, hint, limit, limit_key, writes, its_rows
-            )
+        key, its_limit = f"devices.{index}", device.slm.max_tokens
+        own = rows.get(f"{key}.data", nothing).used(config.eval.rows)
+        asked = [_unanswered(row) for row in own if row.used == "asked"]
+        own += rows.get(f"{key}.unlabelled", nothing).unlabelled(config.tune.proxy_answers)
+        if slm := _model(f"{key}.slm", device.slm, files):
+            yield Reader(device.name, slm, its_limit, f"{key}.slm.max_tokens", writes, "asked", own)
+        if proxy:
+            yield Reader(device.name, proxy, its_limit, f"{key}.slm.max_tokens", writes, "answered", own)
+        if cloud:
+            yield Reader(device.name, cloud, limit, limit_key, writes, "asked", asked)
 
 
-def _placed(rows: Mapping[str, Rows], *keys: str) -> list[Placed]:
-    found = []
-    for key in keys:
-        for placed in rows[key].placed if key in rows else []:
-            unanswered = replace(placed, sample=replace(placed.sample, answer=None))
-            found.append(unanswered if key.endswith(".unlabelled") else placed)  # the proxy will answer
-    return found
+def _model(key: str, settings: ModelConfig, files: Mapping[str, ModelFiles]) -> Model | None:
+    found = files.get(f"{key}.model")
+    return Model(found.name, f"{key}.model", found, settings.chat_template, _TEMPLATE) if found else None
+
+
+def _proxy(config: Config, files: Mapping[str, ModelFiles]) -> Model | None:
+    """One that is pruned from the cloud model has its tokenizer, template and context."""
+    key = "proxy.model" if config.proxy.model else "cloud.model"
+    template, hint = ("", _PROXY_TEMPLATE) if config.proxy.model else (config.cloud.chat_template, _TEMPLATE)
+    found = files.get(key)
+    return Model(f"the proxy, {found.name}", key, found, template, hint) if found else None
+
+
+def _unanswered(row: Placed) -> Placed:
+    return replace(row, sample=replace(row.sample, answer=None))
 
 
 def _limits(reader: Reader) -> Iterator[Problem]:
-    context = reader.files.context_tokens
-    if context and reader.max_tokens > context:
-        what = f"max_tokens is {reader.max_tokens}, but {reader.who} reads at most {context}"
+    if reader.max_tokens > reader.context:
+        what = f"max_tokens is {reader.max_tokens}, but {reader.model.who} reads at most {reader.context}"
         hint = "the model's own limit is used"
         yield Problem(reader.limit_key, what, hint, reader.limit_key, level="warning")
 
 
 def _rows_problems(reader: Reader, lengths: Lengths) -> Iterator[Problem]:
     """Answers that do not fit are errors, rows whose prompt will lose its beginning are counted."""
-    if not reader.files.tokenizer.exists():
+    model = reader.model
+    if not model.files.tokenizer.exists():
         return
     try:
-        tokenizer = template_reader(reader.files.folder, reader.template_file)
+        tokenizer = template_reader(model.files.folder, model.template_file)
     except (ModelError, OSError):  # told where the tokenizer or the file is checked
         return
     if needs_template([each.sample for each in reader.rows]) and not tokenizer.chat_template:
-        what = f"{reader.who} has no chat template, and the data holds conversations"
-        yield Problem(reader.key, what, reader.template_hint, reader.key)
+        what = f"{model.who} has no chat template, and the data holds conversations"
+        yield Problem(model.key, what, model.template_hint, model.key)
         return
     readable, prompts, refused = [], [], []
     for placed in reader.rows:
         try:
-            prompts.append(written_prompt(placed.sample, tokenizer, where=reader.who))
+            prompts.append(written_prompt(placed.sample, tokenizer, where=model.who))
             readable.append(placed)
         except ModelError as error:
-            refused.append(Problem(placed.where, f"{reader.who}: {error.what}", error.hint, reader.key))
+            refused.append(Problem(placed.where, f"{model.who}: {error.what}", error.hint, model.key))
     if len(refused) > 1 and not prompts and len({problem.what for problem in refused}) == 1:
-        yield replace(refused[0], where=reader.key)  # the template itself, not a row
+        yield replace(refused[0], where=model.key)  # the template itself, not a row
         return
-    yield from first_few(refused, f"rows that the chat template of {reader.who} refuses")
+    yield from first_few(refused, f"rows that the chat template of {model.who} refuses")
     yield from _lengths(reader, tokenizer, readable, prompts, lengths)
 
 
 def _lengths(
     reader: Reader, tokenizer: Any, rows: Sequence[Placed], prompts: Sequence[str], lengths: Lengths
 ) -> Iterator[Problem]:
-    room, cut, longest = reader.room, 0, 0
+    model, room, longest = reader.model, reader.room, 0
     empty, too_long = [], []
-    asked = [
-        _count(tokenizer, text, special=isinstance(placed.sample.prompt, str))
-        for placed, text in zip(rows, prompts, strict=True)
-    ]
-    for placed, prompt in zip(rows, asked, strict=True):
+    counts: list[_Counted] = []
+    for placed, text in zip(rows, prompts, strict=True):
         said = placed.sample.answer
+        prompt = _count(tokenizer, text, special=isinstance(placed.sample.prompt, str))
         answer = 0 if said is None else _count(tokenizer, said, special=False) + 1
+        counts.append(_Counted(placed.used, prompt, answer))
         if prompt == 0:
             what = "an empty prompt, for models that have no token which begins a text"
-            empty.append(Problem(placed.where, what, "write what is asked, or drop the row", reader.key))
+            empty.append(Problem(placed.where, what, "write what is asked, or drop the row", model.key))
         if answer >= room:
-            what = f"an answer of {answer} tokens does not fit a context of {room} of {reader.who}"
+            what = f"an answer of {answer} tokens does not fit a context of {room} of {model.who}"
             hint = "shorten or drop the row, or take a model that reads more"
-            if reader.max_tokens < (reader.files.context_tokens or math.inf):
+            if reader.max_tokens < reader.context:
                 hint = f"raise {_LIMIT.sub('.', reader.limit_key)}, or shorten or drop the row"
             too_long.append(Problem(placed.where, what, hint, reader.limit_key))
-        cut += prompt + answer > room
-        longest = max(longest, min(prompt + (answer or reader.writes), room))
+        if placed.used in ("learned", "answered"):
+            longest = max(longest, min(prompt + (answer or reader.writes), room))
     yield from first_few(empty, "rows with an empty prompt")
-    yield from first_few(too_long, f"answers that do not fit a context of {room} of {reader.who}")
-    key = reader.limit_key
-    lengths.longest[key] = max(longest, lengths.longest.get(key, 0))
-    if cut:
-        shortened = Shortened(reader.party, reader.who, cut, len(rows), room)
+    yield from first_few(too_long, f"answers that do not fit a context of {room} of {model.who}")
+    lengths.longest[reader.limit_key] = max(longest, lengths.longest.get(reader.limit_key, 0))
+    for shortened in _shortened(reader, counts):
         lengths.shortened.append(shortened)
-        yield Problem(key, str(shortened), key=key, level="warning")
+        learned = shortened.kind in LEARNED
+        key = reader.limit_key if learned else "eval.max_new_tokens"
+        hint = "" if learned else f"answers may take {reader.writes} of its {reader.context} tokens"
+        yield Problem(key, f"{reader.party}: {shortened}", hint, key, "warning")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A row in one model's tokens."""
+
+    used: Use
+    prompt: int
+    answer: int  # with its end; 0: not given
+
+
+def _shortened(reader: Reader, counts: Sequence[_Counted]) -> Iterator[Shortened]:
+    """What is cut where the model learns, then where it answers. What the proxy will have answered is as long
+    as its answer: counted is what even the shortest, a token and the end, makes too long."""
+    kinds: list[tuple[Kind, Use, int, int]] = [
+        ("training rows", "learned", 0, reader.room),
+        ("unlabelled rows with any answer", "answered", 2, reader.room),
+    ]
+    asked: Kind = "test prompts" if reader.asks == "asked" else "unlabelled prompts"
+    left = reader.context - reader.writes
+    for kind, used, more, room in kinds:
+        tokens = [row.prompt + row.answer + more for row in counts if row.used == used]
+        if cut := sum(each > room for each in tokens):
+            yield Shortened(reader.party, reader.model.who, kind, cut, len(tokens), room)
+    prompts = [row.prompt for row in counts if row.used == reader.asks]
+    if left > 0 and (cut := sum(each > left for each in prompts)):  # else nothing can be answered
+        yield Shortened(reader.party, reader.model.who, asked, cut, len(prompts), left)
 
 
 def _count(tokenizer: Any, text: str, *, special: bool) -> int:

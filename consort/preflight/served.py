@@ -1,20 +1,24 @@
 """What can be wrong with the models that `[serve]` names: places, templates, adapters made for another base.
 
-By files alone where they tell: an adapter whose shapes are not the model's is another's, one that names the
-model as its base is its own. Between models of one shape its base's hash decides, and only then is a model
-loaded. Endpoints are not asked.
+By files alone where they tell: an adapter whose shapes are not the model's is another's, and one made for
+weights of this hash is its own. Only where the files' hash is another is a model loaded: its own names of the
+weights may differ from the files'. Of a base without safetensors at hand, as on the Hub, the name alone is
+compared. Endpoints are not asked.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+from safetensors import safe_open
 
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ModelError
-from consort.models.footprint import read_model_files
+from consort.models.footprint import ModelFiles, read_model_files
 from consort.models.gguf.file import is_gguf
 from consort.models.zoo import located
 from consort.problems import Problem
@@ -43,7 +47,7 @@ def _here(key: str, model: ServedModel) -> Iterator[Problem]:
         files = read_model_files(base)
         if adapter:
             part = "adapter" if model.adapter else "model"
-            _check_adapter(adapter, base, files.shapes)
+            _check_adapter(adapter, base, files)
     except ModelError as error:
         place = f"{key}.{part}"
         yield Problem(place, f"{error.where}: {error.what}", error.hint, place)
@@ -64,7 +68,7 @@ def _base_and_adapter(model: ServedModel) -> tuple[str, Path | None]:
     return base_and_adapter(model.model, Path(model.adapter) if model.adapter else None)
 
 
-def _check_adapter(directory: Path, base: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_adapter(directory: Path, base: str, files: ModelFiles) -> None:
     """ModelError if the adapter was made for another base."""
     from consort.training.peft_directory import base_sha256_of, named_base, target_shapes
 
@@ -74,7 +78,7 @@ def _check_adapter(directory: Path, base: str, shapes: Mapping[str, tuple[int, .
         where=str(directory),
         hint=f"its base: {named or 'not named'}",
     )
-    targets = target_shapes(directory)
+    targets, shapes = target_shapes(directory), files.shapes
     layers = {target: _layer(target, shapes) for target in targets}
     # sorted, as some models hold their layers transposed
     if any(layer and sorted(layer) != sorted(targets[target]) for target, layer in layers.items()):
@@ -82,7 +86,10 @@ def _check_adapter(directory: Path, base: str, shapes: Mapping[str, tuple[int, .
     if shapes and not any(layers.values()):
         raise other
     expected = base_sha256_of(directory)
-    if expected and not _one_place(named, base) and expected != _sha256(base):
+    weights = sorted(files.folder.glob("*.safetensors"))
+    if not expected or (not weights and _one_place(named, base)):
+        return
+    if expected != files_sha256(weights) and expected != _sha256(base):
         raise other
 
 
@@ -100,6 +107,16 @@ def _one_place(named: str, base: str) -> bool:
     except ModelError:  # it names a bundled model that is not there any more
         return False
     return ours == theirs or (os.path.isdir(theirs) and os.path.realpath(ours) == os.path.realpath(theirs))
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """`base_sha256` of a model whose files name the weights as the model does, read one weight at a time."""
+    from consort.models.local import weights_sha256
+
+    with ExitStack() as opened:
+        stored = [opened.enter_context(safe_open(file, framework="pt")) for file in files]
+        places = {name: file for file in stored for name in file.keys()}  # noqa: SIM118
+        return weights_sha256((name, places[name].get_tensor(name)) for name in sorted(places))
 
 
 def _sha256(base: str) -> str:

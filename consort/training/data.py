@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from consort.errors import DataError, ModelError
 from consort.models.template import written
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from consort.models.local import LocalModel
 
 SPLITS = ("train", "valid", "test")
+LEARNED = ("training rows", "unlabelled rows with any answer")
+Kind: TypeAlias = Literal[
+    "training rows", "unlabelled rows with any answer", "test prompts", "unlabelled prompts"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +70,24 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """How many of a party's rows are longer than `max_tokens` for a model that reads them: their prompts lose
-    the beginning."""
+    """How many of a party's rows of one kind are longer than a model reads: their prompts lose the beginning.
+
+    `max_tokens` are those of prompt and answer together where the rows are learned, of the prompt alone where
+    the model answers them.
+    """
 
     party: str
     reader: str
+    kind: Kind
     rows: int
     of: int
     max_tokens: int
 
     def __str__(self) -> str:
+        who = "their prompts" if self.kind in LEARNED else "they"
         return (
-            f"{self.rows} of {self.of} rows are longer than {self.max_tokens} tokens for {self.reader}: "
-            "their prompts lose the beginning"
+            f"{self.rows} of {self.of} {self.kind} are longer than {self.max_tokens} tokens for "
+            f"{self.reader}: {who} lose the beginning"
         )
 
 

@@ -49,7 +49,7 @@ def base_of(directory: Path) -> str:
         raise ModelError(
             "this adapter does not name its base",
             where=str(directory),
-            hint="give the base model, and this directory as --adapter",
+            hint="name the base model, and this directory as its adapter",
         )
     return base
 
@@ -125,7 +125,7 @@ def _read_config(directory: Path) -> LoraConfig:
             raise ModelError(
                 f"no {file} there",
                 where=str(directory),
-                hint="give a PEFT directory; a model tuned in full is a model of its own, without --adapter",
+                hint="give a PEFT directory; a model tuned in full is a model of its own, without an adapter",
             )
     try:
         stored = json.loads((directory / CONFIG).read_text(encoding="utf-8"))

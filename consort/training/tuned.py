@@ -31,9 +31,9 @@ def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None
         return model, adapter
     if adapter is not None:
         raise ModelError(
-            "this is an adapter, and --adapter names another",
+            f"this is an adapter itself, and another is named: {adapter}",
             where=model,
-            hint="give one of them, or the base model and --adapter",
+            hint="name one of them, or the base model and an adapter",
         )
     return base_of(Path(model)), Path(model)
 

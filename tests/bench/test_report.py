@@ -27,11 +27,12 @@ from consort.bench.results import (
     RoundBytes,
     RunResult,
     ShownPrompt,
-    size,
+    result_lines,
 )
 from consort.bench.terminal import print_result
 from consort.config import Config, DeviceConfig, ModelConfig
 from consort.errors import RunError
+from consort.problems import size
 from consort.training.data import Shortened
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -64,7 +65,12 @@ def result_for(run_dir: Path, *, text: str = "What is the limit?", alone: bool =
     answers = tuple(ModelAnswer(name, text, "400 euro") for name in ("bank", "clinic", "cloud"))
     shown = (ShownPrompt("bank", text, "400 Euro", answers),)
     return RunResult(
-        devices, cloud, 171.3, str(run_dir), shown, (Shortened("bank", "zoo:proxy", 3, 40, 256),)
+        devices,
+        cloud,
+        171.3,
+        str(run_dir),
+        shown,
+        (Shortened("bank", "zoo:proxy", "test prompts", 3, 40, 256),),
     )
 
 
@@ -208,6 +214,8 @@ def test_every_answer_is_one_line_marked_right_or_wrong_also_without_colour(
         print_result(dataclasses.replace(result, examples=(shown,)), console)
     lines = (tmp_path / "terminal.txt").read_text(encoding="utf-8").splitlines()
     assert max(map(cell_len, lines)) <= width
+    asked = lines[lines.index("right answer: 400 euro") - 1]
+    assert asked.endswith("…")
     bank, other, cloud = lines[lines.index("right answer: 400 euro") + 2 :][:3]
     assert re.fullmatch(r"bank +✗ never never .*… +✓ 400 euro *", bank)
     assert re.fullmatch(r"a-device-of-a-long-… +✗ 银行 .*… +– cannot read it *", other)
@@ -217,11 +225,12 @@ def test_every_answer_is_one_line_marked_right_or_wrong_also_without_colour(
 def test_prompts_that_lost_their_beginning_are_told_wherever_the_run_is(tmp_path: Path) -> None:
     result = result_for(tmp_path)
     (told,) = result.to_json()["devices"][0]["shortened_prompts"]
-    assert (told["reader"], told["rows"], told["of"], told["max_tokens"]) == ("zoo:proxy", 3, 40, 256)
+    assert (told["reader"], told["kind"]) == ("zoo:proxy", "test prompts")
+    assert (told["rows"], told["of"], told["max_tokens"]) == (3, 40, 256)
     assert result.to_json()["devices"][1]["shortened_prompts"] == []
     page = parsed(write_report(tmp_path, result)).text
-    assert "zoo:proxy3 of 40256" in page.replace("\n", "")
-    line = "bank: 3 of 40 rows are longer than 256 tokens for zoo:proxy"
+    assert "zoo:proxytest prompts3 of 40256" in page.replace("\n", "")
+    line = "bank: 3 of 40 test prompts are longer than 256 tokens for zoo:proxy"
     assert f"- {line}" in model_card(result, Config())
     with (tmp_path / "terminal.txt").open("w", encoding="utf-8") as terminal:
         print_result(result, Console(file=terminal, width=120))
@@ -230,10 +239,23 @@ def test_prompts_that_lost_their_beginning_are_told_wherever_the_run_is(tmp_path
     assert "fit the models that read them" in parsed(write_report(tmp_path, none)).text
 
 
-def test_the_card_holds_every_answer_and_nothing_breaks_its_tables(tmp_path: Path) -> None:
-    card = model_card(result_for(tmp_path, text="a | b\n`c` <b>"), Config())
-    assert r"| bank | ✗ a \| b \`c\` \<b\> | ✓ 400 euro |" in card
-    assert "| cloud | ✗ " in card
+def test_a_model_called_as_its_owner_is_named_once(tmp_path: Path) -> None:
+    result = result_for(tmp_path)
+    named = dataclasses.replace(result, cloud=dataclasses.replace(result.cloud, model="cloud"))
+    page = parsed(write_report(tmp_path, named)).text
+    assert "cloudRouge-L" in page
+    assert "cloudLlama 5M" in parsed(write_report(tmp_path, result)).text
+    assert [line.model for line in result_lines(named) if line.who == "cloud"] == ["", ""]
+
+
+def test_the_card_that_travels_holds_no_row_of_a_device_and_says_where_they_are(tmp_path: Path) -> None:
+    result = result_for(tmp_path, text="Is my account 4711 blocked?")
+    card = model_card(result, Config())
+    (shown,) = result.examples
+    for private in (shown.prompt, shown.reference, *(said.after or "" for said in shown.answers)):
+        assert private not in card
+        assert private in parsed(write_report(tmp_path, result)).text
+    assert "report.html" in card
 
 
 def test_a_comparator_that_was_not_run_is_a_dash_not_a_zero(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_table_reads_percent(folder: Path, capsys: pytest.CaptureFixture[str
     [
         (["other", "--adapter", "adapter", "--data", "data"], "another base"),
         (["model", "--adapter", "model", "--data", "data"], "no adapter_config.json"),
-        (["adapter", "--adapter", "adapter", "--data", "data"], "is an adapter, and --adapter names another"),
+        (["adapter", "--adapter", "adapter", "--data", "data"], "is an adapter itself, and another is named"),
         (["model", "--data", "nowhere"], "no such file"),
         (["nowhere", "--data", "data"], "nowhere"),
         (["model", "--data", "data", "--max-new-tokens", "300"], "leaves no room"),

@@ -99,5 +99,10 @@ def test_too_little_memory_is_one_error_before_training_unless_it_is_to_be_ignor
     assert f"{file}: too little memory for this run: about 0.4 GB needed, 0.1 GB available" in told
     assert main([*words, "--ignore-memory"]) == 1
     assert "cannot write the run directory" in capsys.readouterr().err
+    little = ["--set", "devices.bank.memory_gb=0.1"]
+    assert main([*words, *little]) == 1
+    assert 'device "bank" has 0.1 GB' in capsys.readouterr().err
+    assert main([*words, *little, "--ignore-memory"]) == 1
+    assert "cannot write the run directory" in capsys.readouterr().err
     assert main(["demo", "--run-dir", str(tmp_path / "demo")]) == 1
     assert "the demo: too little memory" in capsys.readouterr().err

@@ -142,7 +142,8 @@ def test_a_failure_is_told_by_its_kind_and_in_full_only_in_the_devices_folder(co
     _, bank = a_secretive_bank(config, tmp_path / "run", answer=f"{CANARY} " * 40)
     with pytest.raises(ConsortError, match="no device completed") as caught:
         run(config, tmp_path / "run", [bank])
-    assert "bank: DataError (invalid_data)" in str(caught.value)
+    assert f"bank: DataError (invalid_data); its run/bank/{FAILURES_LOG} says more" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and "bank" not in path.parts]
     assert written
     for part in (str(caught.value).encode(), *(path.read_bytes() for path in written)):

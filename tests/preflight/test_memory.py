@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from consort.errors import ConfigError
-from consort.preflight import examine_file
-from consort.preflight.memory import UNSURE, Offer, forecast_run, require_memory
+from consort.models.footprint import RUNTIME_BYTES
+from consort.preflight import examine_file, load_checked
+from consort.preflight.memory import GIGA, UNSURE, Offer, forecast_device, forecast_run, require_memory
 from tests import tiny_consort
 from tests.tiny_consort import Consort, write_rows
 
@@ -53,6 +54,26 @@ def test_refused_is_what_exceeds_the_memory_by_more_than_the_forecast_can_be_wro
     with pytest.raises(ConfigError, match=r"here: too little memory .* needed, .* available") as caught:
         require_memory(found, offer, where="here")
     assert "--ignore-memory" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("share", "levels"),
+    [(1.01, []), (0.99, ["warning"]), (1.01 / UNSURE, ["warning"]), (0.99 / UNSURE, ["error"])],
+)
+def test_a_devices_memory_is_judged_as_this_machines(
+    consort: Consort, share: float, levels: list[str]
+) -> None:
+    survey = examine_file(consort.file).models
+    assert survey is not None
+    footprint = forecast_device(survey, 0)
+    assert footprint is not None
+    has = share * (footprint.total_bytes + RUNTIME_BYTES) / GIGA
+    overrides = [f"devices.bank.memory_gb={has:.9f}"]
+    assert [problem.level for problem in examine_file(consort.file, overrides).problems] == levels
+    if "error" in levels:
+        with pytest.raises(ConfigError, match="--ignore-memory"):
+            load_checked(consort.file, overrides)
+    assert load_checked(consort.file, overrides, memory=False).ok
 
 
 def test_a_model_of_unknown_size_is_not_refused(consort: Consort) -> None:

@@ -253,7 +253,7 @@ def test_what_the_template_adds_counts_as_part_of_the_prompt(consort: Consort) -
     assert told(consort) == ""
     (consort.folder / "chat.jinja").write_text("{{ 'so many words ' * 30 }}{{ messages[0].content }}")
     consort.replace("slm.max_tokens", 'slm.chat_template = "chat.jinja"\nslm.max_tokens')
-    assert "9 of 9 rows are longer than 64 tokens" in told(consort)
+    assert "bank: 3 of 3 training rows are longer than 64 tokens" in told(consort)
 
 
 @pytest.mark.parametrize("learned_in", ["public/train.jsonl", "clinic/train.jsonl", "clinic/inputs.jsonl"])
@@ -282,7 +282,58 @@ def test_rows_longer_than_the_context_are_counted_not_refused(consort: Consort) 
     write_rows(consort.folder / "bank" / "train.jsonl", rows)
     found = examine_file(consort.file)
     assert found.ok
-    assert "1 of 8 rows are longer than 64 tokens" in told(consort)
+    assert "bank: 1 of 2 training rows are longer than 64 tokens" in told(consort)
+
+
+def shortened(consort: Consort, *overrides: str) -> set[tuple[str, str, str, int, int]]:
+    models = examine_file(consort.file, overrides).models
+    assert models is not None
+    return {
+        (each.party, each.reader.rpartition("/")[2], each.kind, each.rows, each.max_tokens)
+        for each in models.lengths.shortened
+    }
+
+
+def test_what_loses_its_beginning_is_counted_where_it_is_cut(consort: Consort) -> None:
+    """A context of 64 tokens; an answer that is to be written takes some of them."""
+    letters = [{"prompt": "b" * length, "completion": "c"} for length in (56, 57, 62, 63)]
+    write_rows(consort.folder / "bank" / "test.jsonl", letters)
+    for room, cut in ((8, 3), (7, 2), (1, 0)):
+        expected = {("bank", reader, "test prompts", cut, 64 - room) for reader in ("edge", "cloud") if cut}
+        assert shortened(consort, f"eval.max_new_tokens={room}") == expected
+    assert shortened(consort, "eval.rows=2") == {
+        ("bank", reader, "test prompts", 1, 56) for reader in ("edge", "cloud")
+    }
+    write_rows(consort.folder / "bank" / "train.jsonl", letters)  # the letter, its answer and its end
+    assert shortened(consort, "eval.max_new_tokens=1", "devices.bank.slm.max_tokens=60") == {
+        ("bank", reader, "training rows", 2, 60) for reader in ("edge", "proxy")
+    }
+
+
+def test_what_the_proxy_answers_is_cut_as_it_answers_and_as_it_is_learned(consort: Consort) -> None:
+    write_rows(consort.folder / "clinic" / "inputs.jsonl", [{"prompt": "b" * n} for n in (57, 62, 63)])
+    learned = {("clinic", reader, "unlabelled rows with any answer", 1, 64) for reader in ("edge", "proxy")}
+    assert shortened(consort) == learned | {("clinic", "proxy", "unlabelled prompts", 3, 56)}
+    assert shortened(consort, "tune.proxy_answers=1") == {("clinic", "proxy", "unlabelled prompts", 1, 56)}
+
+
+def test_the_warning_of_a_cut_test_prompt_says_whose_it_is_and_what_took_the_room(consort: Consort) -> None:
+    write_rows(consort.folder / "public" / "test.jsonl", [{"prompt": "b" * 57, "completion": "c"}])
+    assert told(consort) == (
+        f"warning: {consort.file}:22: cloud: 1 of 1 test prompts are longer than 56 tokens for "
+        f"{consort.folder / 'cloud'}: they lose the beginning; answers may take 8 of its 64 tokens"
+    )
+
+
+def test_the_cloud_model_must_be_able_to_read_what_devices_ask(consort: Consort) -> None:
+    file = consort.folder / "cloud" / "tokenizer_config.json"
+    file.write_text(json.dumps({"eos_token": "<eos>"}))
+    write_rows(consort.folder / "public" / "train.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
+    write_rows(consort.folder / "public" / "test.jsonl", [{"prompt": "c", "completion": "b"}])
+    for name in ("train", "test"):
+        rows = [{"instruction": f"{name} {number}", "output": "b"} for number in range(3)]
+        write_rows(consort.folder / "bank" / f"{name}.jsonl", rows)
+    assert f"{consort.folder / 'cloud'} has no chat template" in told(consort)
 
 
 def test_a_row_that_is_learned_and_tested_is_a_warning(consort: Consort) -> None:

@@ -10,10 +10,12 @@ import torch
 
 from consort.config import RuntimeConfig
 from consort.errors import ModelError
-from consort.models.local import save_model
+from consort.models.local import load_model, save_model
+from consort.models.zoo import zoo_dir
 from consort.preflight import examine_file
-from consort.training.adapters import OWN
-from consort.training.peft_directory import save_adapter
+from consort.preflight.served import files_sha256
+from consort.training.adapters import OWN, base_sha256
+from consort.training.peft_directory import base_sha256_of, save_adapter
 from consort.training.tuned import load_tuned
 from tests.tiny_models import tiny, tune_somehow
 from tests.tunable_consort import write_tunable_consort
@@ -30,10 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tune_somehow(cloud)
     save_adapter(cloud, OWN, root / "adapter", base=str(root / "cloud-llm"))
     shutil.copytree(root / "cloud-llm", root / "moved")
+    shutil.copytree(root / "cloud-llm", root / "changed")
+    save_adapter(cloud, OWN, root / "adapter-of-changed", base=str(root / "changed"))
     retrained = tiny("llama")
     with torch.no_grad():
         next(iter(retrained.module.parameters())).add_(1)
-    save_model(retrained, root / "retrained")
+    for name in ("retrained", "changed"):
+        save_model(retrained, root / name)
     return root
 
 
@@ -58,6 +63,27 @@ def test_check_refuses_an_adapter_exactly_where_serving_does(model: str, folder:
     assert all("made for another base" in line and str(folder / "cloud-llm") in line for line in found)
 
 
+def test_check_refuses_an_adapter_whose_base_was_changed_in_place(folder: Path) -> None:
+    (line,) = told(
+        folder, f"cloud.model={folder / 'changed'}", f"cloud.adapter={folder / 'adapter-of-changed'}"
+    )
+    assert "made for another base" in line
+    (line,) = told(folder, f"cloud.model={folder / 'adapter-of-changed'}")
+    assert "made for another base" in line
+
+
+@pytest.mark.parametrize("model", ["cloud-llm", "moved"])
+def test_an_adapter_of_its_own_base_is_known_from_files_alone(model: str, folder: Path) -> None:
+    weights = sorted((folder / model).glob("*.safetensors"))
+    assert files_sha256(weights) == base_sha256_of(folder / "adapter")
+
+
+@pytest.mark.parametrize("name", ["cloud", "edge-llama", "edge-gpt2", "edge-neox"])
+def test_the_files_of_bundled_models_have_the_hash_of_the_model(name: str) -> None:
+    weights = sorted(zoo_dir(name).glob("*.safetensors"))
+    assert files_sha256(weights) == base_sha256(load_model(f"zoo:{name}", runtime=CPU))
+
+
 def test_the_line_of_the_adapter_is_named(folder: Path) -> None:
     file = folder / "consort.toml"
     text = file.read_text()
@@ -77,7 +103,7 @@ def test_the_line_of_the_adapter_is_named(folder: Path) -> None:
         (["proxy.model={}/proxy", "proxy.adapter={}/proxy"], "no adapter_config.json there"),
         (
             ["proxy.model={}/adapter", "proxy.adapter={}/adapter"],
-            "and --adapter names another",
+            "this is an adapter itself, and another is named",
         ),
         (["cloud.model={}/proxy", "cloud.chat_template={}/none.jinja"], "none.jinja"),
     ],
