@@ -135,7 +135,9 @@ class _Reader:
                 self._report(key, f'unknown key "{name}" in {section}', nearest(name, list(hints)))
                 continue
             try:
-                changes[name] = self._value(hints[name], value, key=key, default=getattr(default, name))
+                found = self._value(hints[name], value, key=key, default=getattr(default, name))
+                # what an endpoint calls its model is no place here, whatever lies beside the file
+                changes[name] = value if name in MODEL_FIELDS and raw.get("base_url") else found
             except _MistakeError as mistake:
                 self._report(key, f"{_section(key)} {mistake}")
         return dataclasses.replace(default, **changes)  # type: ignore[type-var]
