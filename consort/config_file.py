@@ -56,6 +56,11 @@ class Origin:
                 return f"{self.path}:{self.lines[prefix]}"
         return self.path or key
 
+    @property
+    def sections(self) -> frozenset[str]:
+        """The tables and keys of the top level that were written at all."""
+        return frozenset(key.partition(".")[0] for key in (*self.lines, *self.overrides))
+
     def overridden(self, key: str) -> bool:
         """Whether the key's value came from `--set`."""
         return any(prefix in self.overrides for prefix in _prefixes(key))
