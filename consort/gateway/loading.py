@@ -73,9 +73,8 @@ def load_lm(
     if not model.base_url:
         from consort.models.decoding.lm import LocalLM
 
-        loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
         return LocalLM(
-            loaded,
+            load_here(model, runtime),
             answers=model.answers,
             sessions=sessions,
             context_tokens=model.context_tokens,
@@ -96,6 +95,11 @@ def load_lm(
     from consort.models.verifier import Verifier
 
     return Verifier(endpoint)
+
+
+def load_here(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    """A model that runs on this machine: transformers', with its adapter, or llama.cpp's."""
+    return _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
 
 
 def drafter_of(proxy: LM | None, cloud: DraftedLM) -> Drafter:
@@ -132,14 +136,16 @@ def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
 
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
-    loaded.name = model.name
+    loaded.name = model.name or loaded.name
     return loaded
 
 
 def _load_gguf(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
     if model.adapter:
         hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
-        raise ConfigError("an adapter cannot be put on a GGUF file", where=model.name, hint=hint)
+        raise ConfigError(
+            "an adapter cannot be put on a GGUF file", where=model.name or model.model, hint=hint
+        )
     from consort.models.gguf.model import load_gguf
 
     return load_gguf(model.model, runtime=runtime, chat_template=model.chat_template, name=model.name)
