@@ -160,7 +160,7 @@ def _tell(note: Note) -> None:
     told = note.values
     print(
         f"\n{told['drafter']} drafted {told['drafted']} tokens, {told['accepted']} are in the answer, "
-        f"{told['passes']} passes" + (f"; stopped: {told['off']}" if told["off"] else ""),
+        f"in {told['pieces']} pieces" + (f"; stopped: {told['off']}" if told["off"] else ""),
         end="",
         file=sys.stderr,
     )
