@@ -56,6 +56,11 @@ class Origin:
                 return f"{self.path}:{self.lines[prefix]}"
         return self.path or key
 
+    @property
+    def sections(self) -> frozenset[str]:
+        """The tables and keys of the top level that were written at all."""
+        return frozenset(key.partition(".")[0] for key in (*self.lines, *self.overrides))
+
     def overridden(self, key: str) -> bool:
         """Whether the key's value came from `--set`."""
         return any(prefix in self.overrides for prefix in _prefixes(key))
@@ -135,7 +140,9 @@ class _Reader:
                 self._report(key, f'unknown key "{name}" in {section}', nearest(name, list(hints)))
                 continue
             try:
-                changes[name] = self._value(hints[name], value, key=key, default=getattr(default, name))
+                found = self._value(hints[name], value, key=key, default=getattr(default, name))
+                # what an endpoint calls its model is no place here, whatever lies beside the file
+                changes[name] = value if name in MODEL_FIELDS and raw.get("base_url") else found
             except _MistakeError as mistake:
                 self._report(key, f"{_section(key)} {mistake}")
         return dataclasses.replace(default, **changes)  # type: ignore[type-var]

@@ -22,7 +22,9 @@ class ServedModel:
     """A model behind the endpoint: one that runs here, or any OpenAI-compatible endpoint."""
 
     name: str = ""  # how it is called here; empty: its model's last part
-    model: str = ""  # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there
+    # Hub id, directory, zoo:NAME or GGUF file; with base_url, its name over there, which only an endpoint
+    # of several models must be told: not one that is drafted
+    model: str = ""
     base_url: str = ""  # of an OpenAI-compatible endpoint, up to /v1; empty: the model runs here
     key_env: str = ""  # the environment variable that holds the endpoint's key; never the key itself
     adapter: str = ""  # a PEFT directory put on a model that runs here
@@ -34,6 +36,11 @@ class ServedModel:
     logprobs: bool = True  # an endpoint gives log-probabilities where asked; the confidence scorer reads them
     drafted: bool = False  # the endpoint is a `consort serve --role cloud`, which verifies drafts
     silence_s: float = 60.0  # without a byte from the endpoint: it has failed
+
+    @property
+    def is_given(self) -> bool:
+        """Whether this names a model, here or behind an endpoint."""
+        return bool(self.model or self.base_url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ LEAST_COVERAGE = 0.4  # below this, few positions of a pair can be taught withou
 
 def examine_run(found: Preflight) -> list[Finding]:
     """What the run of this configuration would meet here."""
+    if found.serves_only:
+        return list(check_problems(found))
     return [*check_problems(found), *check_memory(found), *check_pairs(found)]
 
 

@@ -31,6 +31,7 @@ from consort.gateway.pool import Pool
 from consort.gateway.verifier import converse
 from consort.inference.pace import TRIAL_TOKENS, Pace, Rate
 from consort.inference.speculative import speculate
+from consort.models.connections import unreached
 from consort.models.decoding.engine import Engine
 from consort.models.decoding.lm import LocalLM
 from consort.models.link import Link as Connection
@@ -191,7 +192,7 @@ class WireVerifier(Verifier):
             socket = await self._cloud.dial()
             return Connection(socket, rtt_s=loop.time() - began_s)  # type: ignore[arg-type]
         except OSError as error:
-            raise self._failed(f"cannot be reached ({type(error).__name__})") from None
+            raise self._failed(unreached(error)) from None
 
 
 @dataclass(slots=True)

@@ -269,3 +269,15 @@ def test_a_comment_is_what_the_source_says_beside_the_field_and_lists_its_choice
 def test_each_key_is_explained_once() -> None:
     text = render_template(Config(devices=(DeviceConfig(), DeviceConfig())), title="any")
     assert text.count(field_comments(ModelConfig)["max_tokens"]) == 1
+
+
+def test_an_endpoints_model_is_a_name_even_beside_a_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "cloud").mkdir()
+    far = 'base_url = "https://cloud.example/v1"'
+    (tmp_path / "consort.toml").write_text(
+        f'[serve.cloud]\nmodel = "cloud"\n{far}\n[[serve.edges]]\nmodel = "cloud"\n'
+    )
+    serve = load_config(tmp_path / "consort.toml").serve
+    assert (serve.cloud.model, serve.edges[0].model) == ("cloud", str(tmp_path / "cloud"))
+    moved = load_config(tmp_path / "consort.toml", ["serve.cloud.model=./cloud"]).serve
+    assert moved.cloud.model == "./cloud"

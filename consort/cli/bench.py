@@ -149,8 +149,7 @@ def _questions(args: argparse.Namespace, folder: Path) -> tuple[Config, list[Que
     from consort.bench.live import questions
     from consort.bench.suite import write_suite
     from consort.cli.tune import run_data
-    from consort.preflight import examine_file
-    from consort.problems import raise_errors
+    from consort.preflight import load_checked
     from consort.training.data import read_samples
 
     file = args.config or str(folder / "bundled.toml")
@@ -161,8 +160,7 @@ def _questions(args: argparse.Namespace, folder: Path) -> tuple[Config, list[Que
         config = load_config(file, args.set)
         rows = read_samples(args.file, "test")[: config.eval.rows or None]
         return config, questions(rows, max_tokens=config.eval.max_new_tokens)
-    found = examine_file(file, args.set, models=False)
-    raise_errors(found.problems)
+    found = load_checked(file, args.set, models=False)
     tokens = found.config.eval.max_new_tokens
     asked = []
     for device, known in run_data(found).devices.items():

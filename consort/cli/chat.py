@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.style import Style
 
 from consort.config import RuntimeConfig
+from consort.config_serve import ServedModel
 from consort.errors import ConfigError
-from consort.models.gguf.file import is_gguf
+from consort.gateway.loading import load_here
 from consort.types import Chunk, Consort, Message, Note, Request
 
 if TYPE_CHECKING:
@@ -159,24 +160,15 @@ def _tell(note: Note) -> None:
     told = note.values
     print(
         f"\n{told['drafter']} drafted {told['drafted']} tokens, {told['accepted']} are in the answer, "
-        f"{told['passes']} passes" + (f"; stopped: {told['off']}" if told["off"] else ""),
+        f"in {told['pieces']} pieces" + (f"; stopped: {told['off']}" if told["off"] else ""),
         end="",
         file=sys.stderr,
     )
 
 
 def _load(args: argparse.Namespace, model: str, adapter: Path | None) -> Decodable:
-    runtime = RuntimeConfig(device=args.device)
-    if is_gguf(model):
-        if adapter is not None:
-            hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
-            raise ConfigError("an adapter cannot be put on a GGUF file", where=model, hint=hint)
-        from consort.models.gguf.model import load_gguf
-
-        return load_gguf(model, runtime=runtime, chat_template=args.chat_template)
-    from consort.training.tuned import load_tuned
-
-    return load_tuned(model, adapter=adapter, runtime=runtime, chat_template=args.chat_template)
+    wanted = ServedModel(model=model, adapter=str(adapter or ""), chat_template=args.chat_template)
+    return load_here(wanted, RuntimeConfig(device=args.device))
 
 
 def _ask() -> str:

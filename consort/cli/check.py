@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 
+from consort.config import Config
 from consort.preflight import Preflight, examine_file
 from consort.problems import counted
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found; 1 if a run could not start."""
+    """Print what was found; 1 if a run, or the endpoint of a file that names none, could not start."""
     found = examine_file(args.file, args.set, models=not args.no_models)
     if args.json:
         problems = [dataclasses.asdict(problem) for problem in found.problems]
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(found: Preflight, file: str) -> str:
+    if found.serves_only:
+        return _served_summary(found.config, file)
     config, rows_of = found.config, _row_counts(found)
     named = [("public", "", rows_of["public"]), ("cloud", config.cloud.model, {})]
     named.append(("proxy", config.proxy.model or "pruned from the cloud model", {}))
@@ -58,6 +61,22 @@ def _summary(found: Preflight, file: str) -> str:
     for name, model, counts in named:
         told = ", ".join(f"{split} {count}" for split, count in counts.items())
         lines.append(f"  {name:{width}}  {'; '.join(filter(None, [model, told]))}")
+    return "\n".join(lines)
+
+
+def _served_summary(config: Config, file: str) -> str:
+    from consort.gateway.loading import served
+
+    edges, cloud = served(config)
+    sides = [*(("edge", edge) for edge in edges), ("cloud", cloud), ("proxy", config.serve.proxy)]
+    given = [(side, model) for side, model in sides if model.is_given]
+    width = max(len(model.name or side) for side, model in given)
+    lines = [f"OK {file}: serves, and names no run"]
+    for side, model in given:
+        place = ", ".join(
+            filter(None, [model.model, model.base_url, "takes drafts" if model.drafted else ""])
+        )
+        lines.append(f"  {model.name or side:{width}}  {side}: {place}")
     return "\n".join(lines)
 
 

@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 from consort.config import RuntimeConfig
+from consort.config_serve import ServedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     parser.add_argument("request", type=Path, help="the JSON body that was sent")
     parser.add_argument("answer", type=Path, help="the JSON that came back, with its receipt")
-    parser.add_argument("--model", default="zoo:cloud", help="the cloud's model; default: zoo:cloud")
+    parser.add_argument("--model", default="zoo:cloud", help="the cloud's model, as [serve.cloud] names it")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
+    parser.add_argument(
+        "--chat-template", default="", metavar="FILE", help="a Jinja file, where [serve.cloud] names one"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="the result as one JSON line")
     parser.epilog = "example: consort verify-receipt request.json answer.json --model zoo:cloud"
@@ -23,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 if the model alone writes the same answer, 1 if another."""
+    from consort.gateway.loading import load_here
     from consort.gateway.proof import read_claim, verify
     from consort.models.decoding.lm import LocalLM
-    from consort.training.tuned import load_tuned
 
     claim = read_claim(args.request, args.answer)
-    model = load_tuned(args.model, adapter=args.adapter, runtime=RuntimeConfig(device=args.device))
+    named = ServedModel(model=args.model, adapter=str(args.adapter or ""), chat_template=args.chat_template)
+    model = load_here(named, RuntimeConfig(device=args.device))
     lm = LocalLM(model, answers=1, sessions=0, context_tokens=model.context_tokens)
     try:
         proof = verify(claim, lm)

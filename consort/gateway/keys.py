@@ -107,7 +107,8 @@ class Door:
         written down yet. AccessError where its key is not known any more, LimitError beyond its limits."""
         self._reread()
         if (self._keys or self.required) and key.sha256 not in self._keys:
-            raise AccessError("this key is not known here any more")
+            gone = "this key is not known here any more" if key.sha256 else "a key is needed here by now"
+            raise AccessError(gone)
         self._check_budget(key, owed)
         if counts:
             self._count(key)

@@ -32,18 +32,20 @@ def served(config: Config) -> tuple[tuple[ServedModel, ...], ServedModel]:
     """The devices' models and the cloud's: those of `[serve]`, else the file's own, else the bundled. In the
     cloud's role, the cloud's alone."""
     edges, cloud = config.serve.edges, config.serve.cloud
-    if not edges and not cloud.model:
+    if not edges and not cloud.is_given:
         edges = tuple(_own(device.name, device.slm) for device in config.devices)
         cloud = _own("cloud", config.cloud)
-    if not edges and not cloud.model:
+    if not edges and not cloud.is_given:
         edges, cloud = BUNDLED_EDGES, BUNDLED_CLOUD
-    named = [_named(each) for each in (*edges, *((cloud,) if cloud.model else ()))]
+    _check_given(edges, cloud)
+    named = [_named(each, "edge") for each in edges]
+    named += [_named(cloud, "cloud")] if cloud.is_given else []
     twice = [name for name in {each.name for each in named} if sum(e.name == name for e in named) > 1]
     if twice or any(each.name.startswith("consort") for each in named):
         what = f'two served models are called "{twice[0]}"' if twice else "no model may be called consort"
         raise ConfigError(what, where="serve", hint="give each a name of its own: name = ...")
     if config.serve.role == "gateway":
-        return tuple(named[: len(edges)]), named[-1] if cloud.model else ServedModel()
+        return tuple(named[: len(edges)]), named[-1] if cloud.is_given else ServedModel()
     if not cloud.model or cloud.base_url:
         raise ConfigError(
             "the cloud's role needs a model that runs here", where="serve.cloud", hint='model = "..."'
@@ -55,11 +57,11 @@ def load_proxy(config: Config) -> LM | None:
     """The device's proxy, which drafts for the cloud and foresees it; the bundled consort brings its own, any
     other names one or has none."""
     serve, proxy = config.serve, config.serve.proxy
+    if proxy.base_url:
+        raise ConfigError("the proxy runs here", where="serve.proxy", hint="name a model, no base_url")
     if serve.role == "cloud" or (not proxy.model and served(config)[1] != BUNDLED_CLOUD):
         return None
     chosen = replace(_named(proxy) if proxy.model else BUNDLED_PROXY, answers=1)
-    if chosen.base_url:
-        raise ConfigError("the proxy runs here", where="serve.proxy", hint="name a model, no base_url")
     return load_lm(chosen, config.runtime, sessions=serve.sessions + SPARE)
 
 
@@ -71,9 +73,8 @@ def load_lm(
     if not model.base_url:
         from consort.models.decoding.lm import LocalLM
 
-        loaded = _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
         return LocalLM(
-            loaded,
+            load_here(model, runtime),
             answers=model.answers,
             sessions=sessions,
             context_tokens=model.context_tokens,
@@ -94,6 +95,11 @@ def load_lm(
     from consort.models.verifier import Verifier
 
     return Verifier(endpoint)
+
+
+def load_here(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
+    """A model that runs on this machine: transformers', with its adapter, or llama.cpp's."""
+    return _load_gguf(model, runtime) if is_gguf(model.model) else _load_local(model, runtime)
 
 
 def drafter_of(proxy: LM | None, cloud: DraftedLM) -> Drafter:
@@ -130,21 +136,35 @@ def _load_local(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
 
     adapter = Path(model.adapter) if model.adapter else None
     loaded = load_tuned(model.model, adapter=adapter, runtime=runtime, chat_template=model.chat_template)
-    loaded.name = model.name
+    loaded.name = model.name or loaded.name
     return loaded
 
 
 def _load_gguf(model: ServedModel, runtime: RuntimeConfig) -> Decodable:
     if model.adapter:
         hint = "consort export MODEL OUT --format gguf --adapter DIR merges it"
-        raise ConfigError("an adapter cannot be put on a GGUF file", where=model.name, hint=hint)
+        raise ConfigError(
+            "an adapter cannot be put on a GGUF file", where=model.name or model.model, hint=hint
+        )
     from consort.models.gguf.model import load_gguf
 
     return load_gguf(model.model, runtime=runtime, chat_template=model.chat_template, name=model.name)
 
 
-def _named(model: ServedModel) -> ServedModel:
-    name = model.name or model.model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+def _check_given(edges: Sequence[ServedModel], cloud: ServedModel) -> None:
+    """ConfigError for an edge that names no model, and for an endpoint that must be told which one."""
+    named = {f"serve.edges.{index}": edge for index, edge in enumerate(edges)}
+    for where, model in (named | {"serve.cloud": cloud}).items():
+        if model.base_url and not model.model and not model.drafted:
+            what = f"which model of {model.base_url} is not said"
+            hint = 'model = "...", its name over there; before a `consort serve --role cloud`: drafted = true'
+            raise ConfigError(what, where=where, hint=hint)
+        if where in named and not model.is_given:
+            raise ConfigError("no model is given", where=where, hint='model = "..."')
+
+
+def _named(model: ServedModel, otherwise: str = "") -> ServedModel:
+    name = model.name or model.model.removeprefix("zoo:").rstrip("/").rpartition("/")[2] or otherwise
     if not model.name and is_gguf(name):
         name = name[: -len(SUFFIX)]
     return replace(model, name=name)

@@ -56,10 +56,10 @@ def open_service(config: Config) -> Service:
             sessions=sessions if model in reading else 0,
             shows_states=model in edges[:1] and shows_states(config.serve),
         )
-        for model in (*edges, *((cloud,) if cloud.model else ()))
+        for model in (*edges, *((cloud,) if cloud.is_given else ()))
     ]
     guides = load_guides(config, proxy, models[: len(edges)])
-    at_edge, in_cloud = tuple(models[: len(edges)]), models[-1] if cloud.model else None
+    at_edge, in_cloud = tuple(models[: len(edges)]), models[-1] if cloud.is_given else None
     _check_strategy(judging, at_edge, in_cloud, guides)
     deferral = deferral_of(config.serve, models, has_cloud=in_cloud is not None, sessions=sessions)
     # 3) the folder

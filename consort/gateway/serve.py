@@ -25,7 +25,8 @@ def serve(config: Config) -> None:
     check(config.serve)
     service = open_service(config)
     scheme = "https" if config.serve.tls_certificate else "http"
-    print(f"serving {', '.join(lm.name for lm in service.models)}", file=sys.stderr)
+    alone = "" if service.edges or config.serve.role == "cloud" else " alone: [[serve.edges]] names no edge"
+    print(f"serving {', '.join(lm.name for lm in service.models)}{alone}", file=sys.stderr)
     print(f"{scheme}://{config.serve.host}:{config.serve.port}/v1", file=sys.stderr)
     uvicorn.Server(server_config(service)).run()
 

@@ -106,7 +106,7 @@ class _Run:
     in_turn: bool = False  # the verifier waits for drafts
     drafted: int = 0
     accepted: int = 0
-    pieces: int = 0
+    pieces: int = 0  # heard, the end among them: several passes may come as one
     turns: int = 0  # drafts for which the verifier waited
     resumed: int = 0
 
@@ -175,7 +175,7 @@ class _Run:
             "temperature": self.request.temperature,
             "top_p": self.request.top_p,
             "max_tokens": self.request.max_tokens,
-            "passes": self.pieces,
+            "pieces": self.pieces,
             "turns": self.turns,
             "drafted": self.drafted,
             "accepted": self.accepted,

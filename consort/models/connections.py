@@ -8,6 +8,8 @@ or read proxies from the environment: `remote` decides what a failure means.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import ssl
 import time
 from collections import deque
@@ -23,6 +25,22 @@ ROOM_BYTES = 256 << 10  # of an answer nobody has taken yet; then its sender wai
 
 class BrokenError(Exception):
     """A connection that ended before its answer, or what came is no HTTP. The message never quotes it."""
+
+
+def unreached(error: Exception) -> str:
+    """Why nothing was answered, for a person."""
+    if isinstance(error, TimeoutError):
+        return "did not answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "cannot be reached: nobody vouches for its certificate"
+    if isinstance(error, ssl.SSLError):
+        return "cannot be reached: it speaks no TLS"
+    code = (error.errno or 0) if isinstance(error, OSError) else 0
+    if code in errno.errorcode:
+        return f"cannot be reached: {os.strerror(code).lower()}"
+    if code < 0:  # of the resolver
+        return "cannot be reached: no address is known for its name"
+    return "cannot be reached"
 
 
 class Connection(asyncio.Protocol):

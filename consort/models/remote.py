@@ -16,7 +16,7 @@ from random import Random
 import orjson
 
 from consort.errors import ConsortError, RequestError, UpstreamError
-from consort.models.connections import BrokenError, Connection, Pool
+from consort.models.connections import BrokenError, Connection, Pool, unreached
 from consort.models.openai_stream import (
     NotAnAnswerError,
     chat_body,
@@ -98,10 +98,8 @@ class Remote:
             wait_s = self._rng.uniform(0, self._endpoint.backoff_s * 2 ** (attempt - 1))
             try:
                 connection = await self._opened().post(path, body)
-            except TimeoutError:
-                failure: ConsortError = self._failed("did not answer in time")
             except (BrokenError, OSError) as error:
-                failure = self._failed(f"cannot be reached ({type(error).__name__})")
+                failure: ConsortError = self._failed(unreached(error))
             else:
                 if connection.status == 200:
                     return connection

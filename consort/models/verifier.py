@@ -15,6 +15,7 @@ from dataclasses import replace
 import aiohttp
 
 from consort.align import Vocabulary
+from consort.models.connections import unreached
 from consort.models.frames import MAX_BYTES
 from consort.models.link import Link
 from consort.models.remote import Endpoint, Remote
@@ -102,16 +103,19 @@ class Verifier(Remote):
                 f"takes no drafts here ({error.status})", hint="check base_url and key_env, and its --role"
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._failed(f"cannot be reached ({type(error).__name__})") from None
+            raise self._failed(unreached(error)) from None
         return Link(socket, rtt_s=time.monotonic() - began_s)
 
     async def _fetched_tokenizer(self) -> Vocabulary:
         try:
             async with self._client().get(f"{self._base_url}/tokenizer") as response:
+                if response.status in (401, 403):
+                    what = "refused our key" if self._endpoint.key else "needs a key"
+                    raise self._failed(what, hint="key_env names the variable that holds it")
                 if response.status != 200:
                     raise self._failed(
                         f"shows no tokenizer ({response.status})", hint="is it `consort serve --role cloud`?"
                     )
                 return Vocabulary.from_json(await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._failed(f"cannot be reached ({type(error).__name__})") from None
+            raise self._failed(unreached(error)) from None

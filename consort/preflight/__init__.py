@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from consort.config import Config
 from consort.config_file import Origin, read_config
-from consort.preflight.values import value_problems
+from consort.errors import ConfigError
+from consort.preflight.values import range_problems, value_problems
 from consort.problems import Problem, raise_errors
 
 if TYPE_CHECKING:
@@ -20,25 +21,35 @@ if TYPE_CHECKING:
     from consort.preflight.models import ModelSurvey
 
 
+SERVING = frozenset({"serve", "runtime", "name", "seed"})  # what a file may hold that names no run
+
+
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """A configuration with what was found about it. `models` is None where the models were not looked at."""
+    """A configuration with what was found about it. `models` is None where the models were not looked at;
+    `serves_only` where the file says who answers and names no run, so that nothing of one is missed."""
 
     config: Config
     problems: tuple[Problem, ...]
     rows: Mapping[str, Rows]
     models: ModelSurvey | None
+    serves_only: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether a run may start."""
+        """Whether a run may start, or an endpoint where the file names no run."""
         return all(problem.level == "warning" for problem in self.problems)
 
 
-def load_checked(path: Path | str, overrides: Sequence[str] = (), *, memory: bool = True) -> Preflight:
+def load_checked(
+    path: Path | str, overrides: Sequence[str] = (), *, models: bool = True, memory: bool = True
+) -> Preflight:
     """Read and examine a configuration before a run; one ConfigError lists all mistakes."""
-    found = examine_file(path, overrides, memory=memory)
+    found = examine_file(path, overrides, models=models, memory=memory)
     raise_errors(found.problems)
+    if found.serves_only:
+        hint = "a run needs public, cloud.model and devices; `consort serve` takes this file"
+        raise ConfigError("only [serve] is written, which names no run", where=str(path), hint=hint)
     return found
 
 
@@ -62,7 +73,8 @@ def examine(
     also compares what the devices have with what their models take."""
     from consort.preflight.data import read_data
 
-    found = list(value_problems(config))
+    serves_only = origin is not None and "serve" in origin.sections <= SERVING
+    found = list(range_problems(config) if serves_only else value_problems(config))
     rows, in_data = read_data(config)
     found += in_data
     survey = None
@@ -76,4 +88,4 @@ def examine(
         found += [problem for problem in of_models if problem.key not in said]
     if origin:
         found = [replace(p, where=origin.locate(p.key)) if p.where == p.key else p for p in found]
-    return Preflight(config, tuple(found), rows, survey)
+    return Preflight(config, tuple(found), rows, survey, serves_only)

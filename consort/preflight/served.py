@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServedModel
-from consort.errors import ModelError
+from consort.errors import ConfigError, ModelError
+from consort.gateway.loading import served
 from consort.models.footprint import ModelFiles, read_model_files
 from consort.models.gguf.file import is_gguf
 from consort.models.zoo import located
@@ -27,6 +28,11 @@ from consort.problems import Problem
 def served_problems(config: Config) -> Iterator[Problem]:
     """Every model of `[serve]` that `consort serve` could not load."""
     serve = config.serve
+    if serve.edges or serve.cloud.is_given:
+        try:
+            served(config)
+        except ConfigError as error:
+            yield Problem(error.where, error.what, error.hint, error.where)
     named = {f"serve.edges.{index}": model for index, model in enumerate(serve.edges)}
     for key, model in (named | {"serve.cloud": serve.cloud, "serve.proxy": serve.proxy}).items():
         if model.model and not model.base_url:

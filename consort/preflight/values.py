@@ -123,7 +123,18 @@ RANGES: dict[type, dict[str, Range]] = {
 
 
 def value_problems(config: Config) -> Iterator[Problem]:
-    """Every value that cannot be meant."""
+    """Every value that cannot be meant, and what a run needs and is not given."""
+    yield from range_problems(config)
+    if config.proxy.model:
+        yield from _place_problem(config.proxy.model, "proxy.model")
+    yield from _model_problems(config.cloud, "cloud")
+    if not config.public:
+        yield _problem("public", "no public data is given", "name a directory with train/valid/test.jsonl")
+    yield from _device_problems(config.devices)
+
+
+def range_problems(config: Config) -> Iterator[Problem]:
+    """Every value that cannot be meant, whatever the configuration is for."""
     for prefix, table in _tables(config):
         for name, allowed in RANGES.get(type(table), {}).items():
             value = getattr(table, name)
@@ -132,12 +143,6 @@ def value_problems(config: Config) -> Iterator[Problem]:
     if not TORCH_DEVICE.fullmatch(config.runtime.device):
         what = f"no torch device is called {shown(config.runtime.device)}"
         yield _problem("runtime.device", what, 'use "auto", "cpu", "cuda", "cuda:1" or "mps"')
-    if config.proxy.model:
-        yield from _place_problem(config.proxy.model, "proxy.model")
-    yield from _model_problems(config.cloud, "cloud")
-    if not config.public:
-        yield _problem("public", "no public data is given", "name a directory with train/valid/test.jsonl")
-    yield from _device_problems(config.devices)
 
 
 def _device_problems(devices: tuple[DeviceConfig, ...]) -> Iterator[Problem]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import shutil
+import subprocess
 from importlib.resources import files
 
 import pytest
@@ -90,3 +93,25 @@ def test_controls_have_names_and_answers_are_announced_when_whole() -> None:
     assert 'aria-busy="false"' in answer
     assert source("dashboard.js").count('"aria-busy"') == 2  # while it is written, and no longer
     assert 'role="status"' in html
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ({"drafted": 9, "accepted": 4, "off": ""}, "speculate drafted, 4 of 9 tokens accepted"),
+        (
+            {"drafted": 0, "accepted": 0, "off": "did not pay lately"},
+            "speculate drafted nothing: did not pay lately",
+        ),
+        ({"drafted": 0, "accepted": 0, "off": ""}, "speculate drafted nothing: the answer was short"),
+        ({"messages": 2}, "speculate drafted"),
+    ],
+)
+def test_it_says_why_nothing_was_drafted(note: dict[str, object], words: str) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("needs node, which runs the page's script")
+    (said,) = re.findall(r"const decisions = .*?;\n", source("dashboard.js"), re.DOTALL)
+    notes = json.dumps([{"strategy": "speculate", "event": "drafted", **note}])
+    code = f"{said} console.log(decisions({notes}).join())"
+    told = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from consort.cli import main
 from consort.config import RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.gateway.loading import load_lm
+from consort.models.local import load_model
+from consort.training.export import write_gguf
 from tests.gateway.live import live
 
 ASKED = {
@@ -26,10 +29,12 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("proof")
-    cloud = load_lm(
-        ServedModel("cloud", "zoo:cloud", answers=2, context_tokens=128), RuntimeConfig(device="cpu")
-    )
+    return answered(tmp_path_factory.mktemp("proof"), ServedModel("cloud", "zoo:cloud"))
+
+
+def answered(folder: Path, model: ServedModel) -> tuple[Path, Path]:
+    """The files of a request and of this cloud's answer to it."""
+    cloud = load_lm(replace(model, answers=2, context_tokens=128), RuntimeConfig(device="cpu"))
 
     async def work() -> Any:
         async with live(folder, cloud=cloud) as here:
@@ -80,3 +85,24 @@ def test_what_proves_nothing_is_told(files, tmp_path, capsys, change, said):
     changed.write_text("no")
     assert main(["verify-receipt", str(request), str(changed)]) == 1
     assert "no JSON" in capsys.readouterr().err
+
+
+def test_what_a_chat_template_of_its_own_was_served_with_is_proved_with_it(tmp_path, capsys):
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for turn in messages %}{{ turn.content }} It{% endfor %}")
+    files = answered(tmp_path, ServedModel("cloud", "zoo:cloud", chat_template=str(template)))
+    asked = ["verify-receipt", *map(str, files), "--model", "zoo:cloud"]
+    assert main([*asked, "--chat-template", str(template)]) == 0
+    assert main(asked) == 1
+    assert "different from character" in capsys.readouterr().err
+
+
+def test_an_answer_of_a_gguf_file_is_proved_with_that_file(tmp_path, capsys):
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed (pip install llama-cpp-python)")
+    file = tmp_path / "large.gguf"
+    write_gguf(load_model("zoo:cloud", runtime=RuntimeConfig(device="cpu")), file, precision="float32")
+    files = answered(tmp_path, ServedModel("cloud", str(file)))
+    assert main(["verify-receipt", *map(str, files), "--model", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("identical: large alone writes the same")
+    assert main(["verify-receipt", *map(str, files), "--model", str(file), "--adapter", str(tmp_path)]) == 1
+    assert "an adapter cannot be put on a GGUF file" in capsys.readouterr().err

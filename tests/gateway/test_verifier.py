@@ -284,7 +284,7 @@ def test_a_wrong_key_opens_nothing(tmp_path):
 
     async def work() -> None:
         async with cloud(tmp_path) as (here, _lm, verifier):
-            with pytest.raises(UpstreamError, match="401"):
+            with pytest.raises(UpstreamError, match="needs a key"):
                 await verifier.write(ASKED)
             async with aiohttp.ClientSession() as http:
                 with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
@@ -311,6 +311,28 @@ def test_each_session_of_an_open_connection_is_asked_for_its_key(tmp_path):
             with pytest.raises(UpstreamError, match="not known here any more"):
                 await tokens(await verifier.write(ASKED))
             await verifier.close()
+
+    asyncio.run(work())
+
+
+def test_who_came_without_a_key_hears_that_one_is_needed_now(tmp_path):
+    async def work() -> None:
+        async with cloud(tmp_path) as (here, _lm, verifier):
+            await tokens(await verifier.write(ASKED))
+            add_key(tmp_path / "keys.json", Key("other"))
+            here.service.door._read_at = -1e9
+            with pytest.raises(UpstreamError, match="a key is needed here by now"):
+                await tokens(await verifier.write(ASKED))
+
+    asyncio.run(work())
+
+
+def test_a_cloud_that_is_not_there_is_told_in_words():
+    async def work() -> None:
+        verifier = Verifier(Endpoint("cloud", "http://127.0.0.1:9/v1", "llama"))
+        with pytest.raises(UpstreamError, match="cannot be reached: connection refused"):
+            await verifier.write(ASKED)
+        await verifier.close()
 
     asyncio.run(work())
 

@@ -196,9 +196,9 @@ def test_in_turn_nothing_is_drafted_in_vain_that_is_right(cloud):
         told = note.values
         if not REQUESTS[int(str(told["seed"]))].stop:
             assert int(told["accepted"]) >= int(told["drafted"]) - 1  # the end itself is no token of the text
-            assert int(told["accepted"]) + int(told["passes"]) <= ASKED.max_tokens + 1
+            assert int(told["accepted"]) + int(told["pieces"]) <= ASKED.max_tokens + 1
             assert told["off"] == ""
-            assert 0 < int(told["turns"]) < int(told["passes"])  # after the first piece, before the last
+            assert 0 < int(told["turns"]) < int(told["pieces"])  # after the first piece, before the last
 
 
 def test_whoever_drafts_with_the_model_itself_is_never_wrong(slow_cloud):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import aiohttp
 import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consort.models.connections import HEAD_BYTES, ROOM_BYTES, BrokenError, Connection, Pool
+from consort.models.connections import HEAD_BYTES, ROOM_BYTES, BrokenError, Connection, Pool, unreached
 from tests.upstream import CUT, EVENT_STREAM, HANG, Upstream, framed, refusal, upstream
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -162,3 +166,23 @@ def test_silence_is_bounded_before_and_in_an_answer() -> None:
     for script in ([HANG], [CHUNKED + framed(b"a"), HANG]):
         with pytest.raises(TimeoutError):
             bodies(script, silence_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "did not answer in time"),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"),
+            "cannot be reached: connection refused",
+        ),
+        (socket.gaierror(socket.EAI_NONAME, "?"), "cannot be reached: no address is known for its name"),
+        (ssl.SSLCertVerificationError(1, "?"), "cannot be reached: nobody vouches for its certificate"),
+        (ssl.SSLError(1, "?"), "cannot be reached: it speaks no TLS"),
+        (aiohttp.ServerDisconnectedError(), "cannot be reached"),
+        (OSError("Multiple exceptions"), "cannot be reached"),
+        (BrokenError("nonsense"), "cannot be reached"),
+    ],
+)
+def test_why_nothing_was_answered_is_said_in_words(error: Exception, said: str) -> None:
+    assert unreached(error) == said

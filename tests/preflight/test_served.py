@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from consort.cli import main
 from consort.config import RuntimeConfig
-from consort.errors import ModelError
+from consort.errors import ConfigError, ModelError
 from consort.models.local import load_model, save_model
 from consort.models.zoo import zoo_dir
-from consort.preflight import examine_file
+from consort.preflight import examine_file, load_checked
 from consort.preflight.served import files_sha256
 from consort.training.adapters import OWN, base_sha256
 from consort.training.peft_directory import base_sha256_of, save_adapter
@@ -115,3 +116,50 @@ def test_what_cannot_be_served_is_one_error(overrides: list[str], words: str, fo
 
 def test_an_endpoint_is_not_looked_for_here(folder: Path) -> None:
     assert told(folder, "cloud.model=gpt-far", "cloud.base_url=https://example.org/v1") == []
+
+
+SERVED = """[serve]
+port = 8801
+[serve.cloud]
+model = "zoo:cloud"
+[[serve.edges]]
+name = "phone"
+model = "zoo:edge-llama"
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [SERVED, "[serve]\nport = 8801\n", f"seed = 1\n{SERVED}[runtime]\nthreads = 1\n"]
+)
+def test_a_file_that_names_no_run_misses_nothing_of_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "edge.toml").write_text(text)
+    found = examine_file(tmp_path / "edge.toml")
+    assert (found.problems, found.serves_only) == ((), True)
+    with pytest.raises(ConfigError, match="names no run"):
+        load_checked(tmp_path / "edge.toml")
+
+
+def test_what_is_wrong_in_such_a_file_is_told_alone(tmp_path: Path) -> None:
+    (tmp_path / "edge.toml").write_text(SERVED.replace("8801", "-1").replace("edge-llama", "edge-lama"))
+    port, edge = examine_file(tmp_path / "edge.toml").problems
+    assert port.where.endswith("edge.toml:2")
+    assert edge.where.endswith("edge.toml:7")
+
+
+@pytest.mark.parametrize("more", ['public = "data"\n', "[tune]\nrounds = 1\n"])
+def test_a_file_with_anything_of_a_run_is_a_runs(more: str, tmp_path: Path) -> None:
+    (tmp_path / "edge.toml").write_text(f"{more}{SERVED}")
+    assert {"cloud.model", "devices"} <= {
+        problem.key for problem in examine_file(tmp_path / "edge.toml").problems
+    }
+
+
+def test_check_tells_who_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "edge.toml").write_text(SERVED)
+    assert main(["check", str(tmp_path / "edge.toml")]) == 0
+    told = capsys.readouterr().out
+    assert "serves, and names no run" in told
+    assert "edge: zoo:edge-llama" in told
+    (tmp_path / "edge.toml").write_text("[serve]\nport = 8801\n")
+    assert main(["check", str(tmp_path / "edge.toml")]) == 0
+    assert "cloud: zoo:cloud" in capsys.readouterr().out
