@@ -92,7 +92,7 @@ def test_where_all_sessions_are_taken_the_client_may_try_again_and_pays_nothing(
     cloud = load_lm(CLOUD, CPU, sessions=1)
 
     async def work() -> None:
-        async with live(tmp_path, cloud=cloud, guides=guides) as here:
+        async with live(tmp_path, cloud=cloud, guides=(Guide(guides[0].tuned),)) as here:
             here.service.prices = {"cloud": ServedModel(price_in=1.0, price_out=10.0)}
             request = Request((Message("user", "when?"),))
             session, _ = await asyncio.to_thread(cloud.open, request)  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def test_where_the_cloud_is_lost_the_edge_goes_on(
     lost = breaking(cloud, after, UpstreamError("cannot be reached again", where="cloud"))
 
     async def work() -> None:
-        async with live(tmp_path, cloud=lost, guides=guides) as here:
+        async with live(tmp_path, cloud=lost, guides=(Guide(guides[0].tuned),)) as here:
             status, found = await here.ask(
                 model="consort/mix", max_tokens=12, consort={"receipt": True, "mix_weight": 0}
             )
