@@ -55,6 +55,13 @@ class ContextFullError(ModelError):
     code = "context_full"
 
 
+class BusyError(ModelError):
+    """A model whose sessions are all taken: one is free again in a moment."""
+
+    code = "rate_limit_exceeded"
+    http_status = 503
+
+
 class PacketError(ConsortError):
     """Bytes from another party that are damaged, of another version, or for another tokenizer or adapter."""
 
@@ -133,6 +140,7 @@ class MissingExtraError(ConsortError):
 
 __all__ = [
     "AccessError",
+    "BusyError",
     "ConfigError",
     "ConsortError",
     "ContextFullError",

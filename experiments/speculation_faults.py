@@ -4,8 +4,8 @@ Virtual time, the code that serves: `takeover(speculate(...))` with a bundled ed
 breaks at a random token, with a reset that both ends see, or silently, so that nothing arrives any more; for
 good, or for a moment. Measured: the longest wait for a piece of the answer after the fault, and whether the
 answer is the cloud's own. Then a cloud that restarts and knows no session, one that stops computing, one with
-all sessions taken; and thousands of sessions that are opened, closed, abandoned and broken, with what they
-leave behind. No message carries a time, so that two clocks are never compared.
+all sessions taken; ends whose clocks are hours apart, where the link breaks and a device's deadline passes;
+and thousands of sessions that are opened, closed, abandoned and broken, with what they leave behind.
 
     env OMP_NUM_THREADS=1 python experiments/speculation_faults.py [--faults 40] [--sessions 10000]
 """
@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -34,12 +35,13 @@ from speculation_parts import (
     pace_engine,
     streamed,
     suite_prompts,
+    two_clocks,
     warm_pace,
     zoo_lm,
 )
 
 from consort.bench.simulate import Link, virtual_run
-from consort.errors import ConsortError
+from consort.errors import ConsortError, DeadlineError
 from consort.inference.speculative import speculate
 from consort.inference.takeover import takeover
 from consort.models.decoding.drafters import ModelDrafter
@@ -51,6 +53,8 @@ EDGE_STEP_S = 0.010  # a token of the edge's own model, and its reading of the p
 LIMIT_S = 0.5
 FAULTS = ("reset, for good", "silence, for good", "reset, back after 50 ms", "restart", "the cloud stalls")
 STALL_S = 5.0  # the gateway's own default: a model may think
+HOURS_APART = (-6, 0, 6)  # the cloud's clock against the device's
+DEADLINE_S = 0.5  # of a device that asks and then is gone, shorter than its answer takes
 WAVE = 50  # sessions at once
 
 
@@ -72,8 +76,8 @@ class Scene:
             yield chunk
 
 
-async def fault(scene: Scene, kind: str, number: int, request: Request) -> dict:
-    """One answer in whose middle something breaks."""
+async def fault(scene: Scene, kind: str, number: int, request: Request, *, ahead_s: float = 0.0) -> dict:
+    """One answer in whose middle something breaks, by two clocks where the cloud's is ahead."""
     scene.pace()
     rng, loop = Random(number), asyncio.get_running_loop()
     async with over_wire(scene.cloud, LINK, seed=number) as (verifier, _):
@@ -81,7 +85,7 @@ async def fault(scene: Scene, kind: str, number: int, request: Request) -> dict:
     at_token, chunks = rng.randrange(1, max(2, alone.tokens - 8)), list[Chunk]()
     last_s, gaps_s = None, list[float]()  # since the fault: of the last piece, and between pieces
     notes: list[Note] = []
-    async with over_wire(scene.cloud, LINK, seed=number) as (verifier, cloud):
+    async with over_wire(scene.cloud, LINK, seed=number, ahead_s=ahead_s) as (verifier, cloud):
         async for chunk in scene.answer(verifier, request, notes, STALL_S):
             chunks.append(chunk)
             if last_s is not None:
@@ -141,6 +145,28 @@ async def full(scene: Scene, request: Request) -> dict:
         "free_again": after.tokens > 0,
         "sessions_left": len(cloud.pool.answerings),
     }
+
+
+async def apart(scene: Scene, hours: int, number: int, request: Request) -> dict:
+    """Clocks hours apart: an answer over a link that breaks for a moment, which has a minute left, and one
+    whose device waits `DEADLINE_S` and is gone: the device's seconds until the cloud ends it."""
+    loop, ahead_s = asyncio.get_running_loop(), 3600.0 * hours
+    with two_clocks():
+        asked = replace(request, until_s=loop.time() + 60)
+        row = await fault(scene, "reset, back after 50 ms", number, asked, ahead_s=ahead_s)
+        scene.pace()
+        async with over_wire(scene.cloud, LINK, seed=number, ahead_s=ahead_s) as (verifier, cloud):
+            begun_s = loop.time()
+            await verifier.write(replace(request, until_s=begun_s + DEADLINE_S))
+            while not cloud.pool.answerings:
+                await asyncio.sleep(0.001)
+            (answering,) = cloud.pool.answerings.values()
+            cloud.dark = True
+            while not answering.ended:
+                await asyncio.sleep(0.001)
+            ended_s = loop.time() - begun_s
+    in_time = isinstance(answering.error, DeadlineError)
+    return {**row, "kind": f"{hours:+d} h", "ended_s": ended_s if in_time else None}
 
 
 async def many(count: int) -> dict:
@@ -229,6 +255,20 @@ def as_markdown(result: dict) -> str:
             f"| {row['equal']} | {row['median_s'] * 1000:.0f} ms | {row['worst_s'] * 1000:.0f} ms "
             f"| {row['within']} |"
         )
+    lines += [
+        "",
+        "The cloud's clock against the device's: answers with a minute left over a link that is back after "
+        f"50 ms, and answers whose device waits {DEADLINE_S * 1000:.0f} ms and is gone: when the cloud ends "
+        "them, by the device's clock.",
+        "",
+        "| clock | answers | finished | by the edge | equal | worst | ended by deadline | ended, worst |",
+        "|---" * 8 + "|",
+        *(
+            f"| {row['kind']} | {row['answers']} | {row['finished']} | {row['taken_over']} | {row['equal']} "
+            f"| {row['worst_s'] * 1000:.0f} ms | {row['ended']} | {row['ended_worst_s'] * 1000:.0f} ms |"
+            for row in result["clocks"]
+        ),
+    ]
     full_row, rows = result["full"], result["many"]["rows"]
     lines += [
         "",
@@ -264,10 +304,21 @@ def main() -> None:
         ]
         found.append(summary(kind, rows))
         print(found[-1], file=sys.stderr, flush=True)
+    clocks = []
+    for hours in HOURS_APART:
+        rows = [
+            virtual_run(apart(scene, hours, number, prompt.request(temperature=0.6, seed=number)))
+            for number, prompt in enumerate(prompts)
+        ]
+        ended_s = [row["ended_s"] for row in rows if row["ended_s"] is not None]
+        told = {"ended": len(ended_s), "ended_worst_s": max(ended_s, default=float("nan"))}
+        clocks.append({**summary(rows[0]["kind"], rows), **told})
+        print(clocks[-1], file=sys.stderr, flush=True)
     result = {
         "commit": commit(),
         "hardware": hardware(),
         "faults": found,
+        "clocks": clocks,
         "full": virtual_run(full(scene, prompts[0].request(temperature=0.6, seed=0))),
         "many": virtual_run(many(options.sessions)),
         "cpu_s": time.process_time() - begun_s,

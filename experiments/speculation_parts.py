@@ -11,8 +11,10 @@ import asyncio
 import json
 import os
 import queue
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -45,6 +47,7 @@ DATA = Path(os.environ.get("CONSORT_DATA", Path(__file__).resolve().parents[2] /
 STEP_S, LEVEL_S = 0.040, 0.004
 MASKED_FRAME_BYTES = 6  # a WebSocket header of 2 and a mask of 4; from the cloud there is no mask
 PATIENCE = 100  # attempts to connect
+AHEAD_S: ContextVar[float] = ContextVar("ahead_s", default=0.0)  # of whoever asks for the time (`two_clocks`)
 
 
 def zoo_lm(name: str, *, answers: int = 1, sessions: int = 1) -> LocalLM:
@@ -110,12 +113,14 @@ def pace_engine(lm: LocalLM, step_s: float) -> PacedEngine:
 class Cloud:
     """The cloud's end of a wire: its pool of sessions, and the ways in which it may be gone."""
 
-    def __init__(self, lm: LocalLM, wire: Wire, *, room: int) -> None:
+    def __init__(self, lm: LocalLM, wire: Wire, *, room: int, ahead_s: float) -> None:
         self.wire, self.dark, self.refuse = wire, False, False  # dark: nothing arrives, and nobody says so
         self._lm, self._room = lm, room
         self._conversations: list[asyncio.Task[None]] = []
         self.pool = self._new_pool()
-        self._serving = asyncio.create_task(self._serve())
+        context = copy_context()
+        context.run(AHEAD_S.set, ahead_s)
+        self._serving = asyncio.create_task(self._serve(), context=context)
 
     async def dial(self) -> WireSocket:
         """The device's end of a connection."""
@@ -212,10 +217,18 @@ class Recorder:
 
 @asynccontextmanager
 async def over_wire(
-    lm: LocalLM, link: Link, *, seed: int = 0, room: int = 64, resume_s: float = RESUME_S
+    lm: LocalLM,
+    link: Link,
+    *,
+    seed: int = 0,
+    room: int = 64,
+    resume_s: float = RESUME_S,
+    ahead_s: float = 0.0,
 ) -> AsyncIterator[tuple[WireVerifier, Cloud]]:
-    """A device's verifier before the cloud's pool, with a link between."""
-    cloud = Cloud(lm, Wire(link, seed=seed, frame_bytes=MASKED_FRAME_BYTES), room=room)
+    """A device's verifier before the cloud's pool, with a link between. Within `two_clocks` the cloud's is
+    `ahead_s` ahead."""
+    wire = Wire(link, seed=seed, frame_bytes=MASKED_FRAME_BYTES)
+    cloud = Cloud(lm, wire, room=room, ahead_s=ahead_s)
     verifier = WireVerifier(cloud, lm, resume_s)
     try:
         for _ in range(PATIENCE):  # the link may be down just now
@@ -228,6 +241,17 @@ async def over_wire(
     finally:
         await verifier.close()
         await cloud.close()
+
+
+@contextmanager
+def two_clocks() -> Iterator[None]:
+    """Whatever a cloud's end does reads a clock of its own (`AHEAD_S`); the loop's timers stay one."""
+    told = time.monotonic, time.time
+    time.monotonic, time.time = (lambda clock=clock: clock() + AHEAD_S.get() for clock in told)
+    try:
+        yield
+    finally:
+        time.monotonic, time.time = told
 
 
 def warm_pace() -> Pace:

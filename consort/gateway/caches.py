@@ -45,9 +45,11 @@ class Caches:
         return [call for cache in self._held.values() for call in cache.calls]
 
     def hold(self, number: int, said: Mapping[str, Any]) -> Callable[[], Awaitable[Payload]]:
-        """A new cache, held from now on, and how it is opened: that ends in what is to be answered.
-        RequestError, or the model's own error, where it cannot be."""
+        """A new cache, held from now on, and how it is opened: that ends in what is to be answered. One that
+        takes another's place reads what that held (`after`), and `extend`, at once. RequestError, or the
+        model's own error, where it cannot be."""
         request, cache = request_of(said["hold"]), _Cache()
+        after, ids = (_ids(said[name]) if said.get(name) else [] for name in ("after", "extend"))
         lm = MeteredSessions(white_box(self._lm, where="a session"), "cloud", Gauge(), cache.calls)
         self._held[number] = cache
         left_s = seconds_left(request, self._deadline_s)
@@ -60,25 +62,27 @@ class Caches:
             # a thread cannot be cancelled: whoever stops waiting leaves a session that must still be freed
             opening.add_done_callback(lambda done: self._kept(cache, done))
             try:
-                _, first = await asyncio.shield(opening)
+                async with cache.turn:
+                    session, first = await asyncio.shield(opening)
+                    if not ids:
+                        return pack_rows([first])
+                    rows = await asyncio.to_thread(session.extend, [*after, *ids])
+                    return pack_rows(rows[-len(ids) :])
             except Exception:
                 if self._held.get(number) is cache:
                     self.drop(number)
                 raise
-            return pack_rows([first])
 
         return opened
 
     def extend(self, number: int, said: Mapping[str, Any]) -> Callable[[], Awaitable[Payload]]:
         """How a cache forgets and reads on. RequestError where it cannot."""
-        cache, ids, rewound = self._held.get(number), said.get("extend"), said.get("rewind", 0)
+        cache, rewound = self._held.get(number), said.get("rewind", 0)
         if cache is None or cache.session is None:
             raise RequestError("there is no such session")
-        if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
-            raise RequestError("a cache is extended by ids")
         if type(rewound) is not int:
             raise RequestError("a cache is rewound by a number of tokens")
-        session = cache.session
+        session, ids = cache.session, _ids(said.get("extend"))
 
         async def extended() -> Payload:
             async with cache.turn:
@@ -110,6 +114,12 @@ class Caches:
         if cache.session is not None:
             cache.session.close()
             self._ended(cache.calls[0])
+
+
+def _ids(said: object) -> list[int]:
+    if not (isinstance(said, list) and said and all(type(token) is int for token in said)):
+        raise RequestError("a cache is extended by ids")
+    return said
 
 
 def _extended(session: Session, ids: Sequence[int], rewound: int) -> list[TopK]:

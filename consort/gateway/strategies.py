@@ -84,10 +84,10 @@ def _mix(p: Parameters, means: Means) -> Strategy:
         if means.mixing is None:
             what, hint = "no learned weights are served", "name their file: serve.mix_weights"
             raise RequestError(what, where="consort.mix_schedule", hint=hint)
-        return mix(guides, kind=means.mixing.kind, weight=means.mixing)
+        return takeover(mix(guides, kind=means.mixing.kind, weight=means.mixing), silence_s=p.stall_s)
     fades = p.mix_schedule == "fading"
     weight = fading(p.mix_weight, p.mix_half_life) if fades else fixed(p.mix_weight)
-    return mix(guides, kind=p.mix_kind, weight=weight)  # type: ignore[arg-type]
+    return takeover(mix(guides, kind=p.mix_kind, weight=weight), silence_s=p.stall_s)  # type: ignore[arg-type]
 
 
 STRATEGIES: Mapping[str, Callable[[Parameters, Means], Strategy]] = {

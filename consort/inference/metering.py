@@ -103,7 +103,8 @@ class Metered:
             _failed(call, gauge, error, clock)
             raise
         finally:
-            if not call.counted:
+            refused = call.first_s is None and call.outcome != "left"
+            if not call.counted and not refused:
                 call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
                 call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
             _ended(call, gauge, clock)
@@ -219,12 +220,12 @@ class MeteredSessions(Metered):
         """The model's own session."""
         call = Call(self.name, self._side, sent_bytes(request), self._clock())
         self._calls.append(call)
-        call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
         try:
             session, first = self._white_box.open(request)
         except ConsortError as error:
             call.outcome = error.code
             raise
+        call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
         call.first_s = self._clock() - call.began_s
         return _MeteredSession(session, call, self._clock), first
 

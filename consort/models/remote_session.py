@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consort.errors import ModelError, UpstreamError
 from consort.models.frames import Payload, request_map, rows_of
@@ -15,6 +16,9 @@ from consort.types import Request, TopK
 
 if TYPE_CHECKING:
     from consort.models.verifier import Verifier
+
+# Missing a connection takes two at most, opening another two (TCP, WebSocket), and one may be lost again.
+REOPENING_ROUND_TRIPS = 5
 
 
 class RemoteSession:
@@ -64,44 +68,46 @@ class RemoteSession:
         """Ask, over another connection where one breaks, until it is too late."""
         if self._link is None:
             try:
-                return await self._opened()
+                return await self._opened(await self._verifier.link(), ids)
             except BrokenError:  # one that stood idle, perhaps: another is opened
-                return await self._opened()
+                return await self._opened(await self._verifier.link(), ids)
+        lost = self._link
         try:
-            return await self._link.ask({"extend": ids, "rewind": self._rewound})
+            return await lost.ask({"extend": ids, "rewind": self._rewound})
         except BrokenError:
-            until_s = self._link.lost_s + self._verifier.resume_s
+            self._link = None
+        until_s = lost.lost_s + max(self._verifier.resume_s, REOPENING_ROUND_TRIPS * lost.rtt_s)
+        until_s = min(until_s, self._request.until_s or math.inf)
         while True:
             try:
                 async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
-                    return await self._reopened(ids)
+                    link = await self._verifier.link()
+                # who is there again is waited for: what is to be read anew may be long
+                return await self._opened(link, ids)
             except (UpstreamError, TimeoutError):
                 if time.monotonic() + PAUSE_S > until_s:
                     raise UpstreamError("cannot be reached again", where=self._verifier.name) from None
                 await asyncio.sleep(PAUSE_S)
 
-    async def _opened(self) -> Payload:
+    async def _opened(self, opened: Link, ids: list[int]) -> Payload:
+        """A cache that reads the request, what was held, and `ids`, in one round trip."""
         verifier = self._verifier
-        link = _Numbered(await verifier.link(), verifier.name)
+        link = _Numbered(opened, verifier.name)
+        opened.ping()  # opening took several round trips
+        asked: dict[str, Any] = {
+            "hold": request_map(self._request),
+            "vocabulary": verifier.tokenizer.sha256[:16],
+        }
+        if ids:
+            asked |= {"after": self._ids, "extend": ids}
         try:
-            vocabulary = verifier.tokenizer.sha256[:16]
-            first = await link.ask({"hold": request_map(self._request), "vocabulary": vocabulary})
+            found = await link.ask(asked)
         except BaseException as error:
             link.forget()
             verifier.is_stale |= isinstance(error, OtherTokenizerError)
             raise
-        self._link = link
-        return first
-
-    async def _reopened(self, ids: list[int]) -> Payload:
-        """Another cache, which reads what this one held, and `ids`."""
-        assert self._link is not None
-        self._link.forget()  # an attempt before, if its connection stands
-        await self._opened()
-        self._rewound = 0
-        if self._ids:
-            await self._link.ask({"extend": self._ids})
-        return await self._link.ask({"extend": ids})
+        self._link, self._rewound = link, 0
+        return found
 
 
 class _Numbered:
@@ -115,6 +121,11 @@ class _Numbered:
     def lost_s(self) -> float:
         """Since when the connection, which is broken, is missed."""
         return self._link.lost_s
+
+    @property
+    def rtt_s(self) -> float:
+        """To the cloud and back, when it was last measured."""
+        return self._link.rtt_s
 
     async def ask(self, payload: Payload) -> Payload:
         """Say it and hear the answer. BrokenError, or what the cloud refuses it with."""

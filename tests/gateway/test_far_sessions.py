@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from consort.bench.simulate import Link
+from consort.bench.simulate.proxy import Shaper
 from consort.config import Config
 from consort.config_serve import ServeConfig, ServedModel
 from consort.errors import ConfigError, RequestError, UpstreamError
@@ -101,6 +103,53 @@ def test_connections_that_break_change_nothing(tmp_path, way):
             async with asyncio.timeout(5):
                 while lm._engine._held:  # the caches of broken connections too
                     await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("rtt_s", [0.05, 0.1])
+def test_a_connection_cut_far_away_changes_nothing(tmp_path, rtt_s):
+    """Whatever the round trip, of which opening a connection and a cache anew takes several."""
+
+    async def over(shaper: Shaper, way: Strategy, request: Request) -> list[Chunk]:
+        verifier = Verifier(Endpoint("cloud", f"http://127.0.0.1:{shaper.port}/v1", "llama"))
+        found, rng = [], random.Random(0)
+        try:
+            async for chunk in way(request, Consort((small("gpt2", "edge"),), verifier)):
+                if len(found) % 2:
+                    asyncio.get_running_loop().call_later(rng.uniform(0, rtt_s), shaper.cut)
+                found.append(chunk)
+        finally:
+            await verifier.close()
+        return found
+
+    async def work() -> None:
+        request = replace(ASKED, seed=1, temperature=1.0, max_tokens=7)
+        async with far(tmp_path) as (lm, _verifier, here):
+            port = int(here.url.rpartition(":")[2])
+            near = [text(await answered(way(), request, lm)) for way in (deferred, mixed)]
+            shapers = [Shaper(Link(rtt_s=rtt_s), ("127.0.0.1", port)) for _ in near]
+            await asyncio.gather(*(shaper.start() for shaper in shapers))
+            ways = zip(shapers, (deferred(), mixed()), strict=True)
+            found = await asyncio.gather(*(over(shaper, way, request) for shaper, way in ways))
+            assert [text(each) for each in found] == near
+            await asyncio.gather(*(shaper.close() for shaper in shapers))
+
+    asyncio.run(work())
+
+
+def test_a_model_that_reads_slowly_is_waited_for_when_its_connection_is_back(tmp_path):
+    async def work() -> None:
+        async with far(tmp_path) as (lm, verifier, _):
+            await verifier.connect()
+            session, _top = await asyncio.to_thread(verifier.open, ASKED)
+            await asyncio.to_thread(session.extend, [7, 8, 9])
+            expected = (await asyncio.to_thread(session.extend, [10]))[-1].ids[0]
+            session.rewind(1)
+            slow(lm, verifier.resume_s)  # so reading the question and the answer anew takes longer
+            await (await verifier.link()).close()
+            assert (await asyncio.to_thread(session.extend, [10]))[-1].ids[0] == expected
+            session.close()
 
     asyncio.run(work())
 

@@ -11,10 +11,12 @@ import pytest
 
 from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServeConfig, ServedModel
+from consort.errors import UpstreamError
 from consort.gateway.loading import load_guides, load_lm, load_proxy
 from consort.inference.mixture import Guide
-from consort.types import LM
-from tests.gateway.live import Live, live, text_of
+from consort.types import LM, Message, Request
+from tests.gateway.live import CHAT, SMALL, Live, live, text_of
+from tests.inference.test_mixture import breaking
 from tests.tiny_models import tune_somehow
 
 CPU = RuntimeConfig(device="cpu")
@@ -82,6 +84,55 @@ async def _mixed(here: Live, cloud: LM) -> None:
     here.service.guides = ()
     status, refused = await here.ask(model="consort/mix")
     assert (status, "no tuned proxy" in refused["error"]["message"]) == (400, True)
+
+
+def test_where_all_sessions_are_taken_the_client_may_try_again_and_pays_nothing(
+    tmp_path: Path, guides: tuple[Guide, ...]
+) -> None:
+    cloud = load_lm(CLOUD, CPU, sessions=1)
+
+    async def work() -> None:
+        async with live(tmp_path, cloud=cloud, guides=(Guide(guides[0].tuned),)) as here:
+            here.service.prices = {"cloud": ServedModel(price_in=1.0, price_out=10.0)}
+            request = Request((Message("user", "when?"),))
+            session, _ = await asyncio.to_thread(cloud.open, request)  # type: ignore[attr-defined]
+            body = {"model": "consort/mix", "messages": [{"role": "user", "content": "when?"}]}
+            async with here.http.post(here.url + CHAT, json=body) as response:
+                refused = (await response.json())["error"]
+                assert (response.status, response.headers["retry-after"]) == (503, "1")
+            assert refused["code"] == "rate_limit_exceeded"
+            session.close()
+            status, _ = await here.ask(model="consort/mix", max_tokens=2)
+            assert status == 200
+            free, paid = here.service.recent
+            assert (free.outcome, free.cost, free.prompt_tokens) == ("rate_limit_exceeded", 0.0, 0)
+            assert paid.cost > 0
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_where_the_cloud_is_lost_the_edge_goes_on(
+    tmp_path: Path, guides: tuple[Guide, ...], after: int
+) -> None:
+    cloud = load_lm(CLOUD, CPU, sessions=1)
+    lost = breaking(cloud, after, UpstreamError("cannot be reached again", where="cloud"))
+
+    async def work() -> None:
+        async with live(tmp_path, cloud=lost, guides=(Guide(guides[0].tuned),)) as here:
+            status, found = await here.ask(
+                model="consort/mix", max_tokens=12, consort={"receipt": True, "mix_weight": 0}
+            )
+            (choice,), receipt = found["choices"], found["consort"]["receipt"]
+            assert (status, choice["finish_reason"]) == (200, "stop")
+            assert receipt["spans"][-1][0] == "small"
+            assert [(note["strategy"], note["event"]) for note in receipt["notes"]] == [
+                ("mix", "mixed"),
+                ("takeover", "broke"),
+            ]
+            assert choice["message"]["content"].endswith(SMALL)
+
+    asyncio.run(work())
 
 
 def test_the_proxy_and_the_edge_steer_together_each_by_its_share(

@@ -224,3 +224,6 @@ def test_metering_counts_what_the_model_did_and_changes_nothing() -> None:
         asyncio.run(read(Metered(edge_lm(fault=Fault("break", 2)), "edge", gauge, calls)))
     assert (calls[1].outcome, calls[1].completion_tokens, calls[1].counted) == ("upstream_failed", 2, False)
     assert gauge.failures_in_row == 1
+    with pytest.raises(UpstreamError):
+        asyncio.run(read(Metered(edge_lm(fault=Fault("break")), "edge", gauge, calls)))
+    assert (calls[2].prompt_tokens, calls[2].completion_tokens) == (0, 0)  # refused: that costs nothing

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from consort.errors import ModelError
+from consort.errors import BusyError, ModelError
 from consort.models.decoding.batch import Batch, Row, Token
 from consort.models.decoding.drafting import Growing
 from consort.models.decoding.sampling import Logits
@@ -90,8 +90,9 @@ class Engine:
             if not logits.set_running_or_notify_cancel():  # nobody waits any more
                 return
             if len(self._held) == self._batch.network.slots - self._answers:
-                error = ModelError(
-                    f"all {len(self._held)} sessions are taken", hint="close one, or raise `sessions`"
+                error = BusyError(
+                    f"all {len(self._held)} sessions are taken",
+                    hint="try again in a moment, or raise `sessions`",
                 )
                 logits.set_exception(error)
             else:
