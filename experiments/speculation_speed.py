@@ -250,8 +250,8 @@ def as_markdown(result: dict) -> str:
         "",
         f"Virtual time: cloud {STEP_S * 1000:.0f} ms a pass, "
         f"drafter {LEVEL_S * 1000:.0f} ms a level, 20 Mbit/s; bundled cloud and proxy. Speed-up over the "
-        "cloud's stream over the same connection, with 95 % intervals over prompts; the bar is what was "
-        "asked for.",
+        "cloud's stream over the same connection, with 95 % intervals over prompts; the bar is what was to "
+        "be reached.",
         "",
         "| temperature | round trip | answers | n, tokens | acceptance | tokens a piece | drafted a token "
         "| speed-up | worst answer | bar |",
