@@ -65,7 +65,9 @@ def _backed(p: Parameters) -> Strategy:
 
 
 def _cascade(p: Parameters, means: Means) -> Strategy:
-    return cascade(means.after, p.threshold, large=_backed(p), optimistic=p.optimistic)
+    # a cloud that never begins is not taken over by the edge, whose answer is at hand
+    large = takeover(cloud, silence_s=p.stall_s, only_begun=True)
+    return cascade(means.after, p.threshold, large=large, optimistic=p.optimistic)
 
 
 def _auto(p: Parameters, means: Means) -> Strategy:
