@@ -89,6 +89,10 @@ class UpdateError(ConsortError):
     http_status = 422
 
 
+class NoCloudError(ModelError):
+    """What only a cloud model could answer, where none may be asked."""
+
+
 class RequestError(ConsortError):
     """A request that no model here can answer as asked: malformed, or beyond what the model can do."""
 
@@ -115,6 +119,7 @@ class LimitError(ConsortError):
 
     code = "rate_limit_exceeded"
     http_status = 429
+    retry_s = 1  # seconds until it is worth asking again
 
 
 class UpstreamError(ConsortError):
@@ -150,6 +155,7 @@ __all__ = [
     "LimitError",
     "MissingExtraError",
     "ModelError",
+    "NoCloudError",
     "PacketError",
     "RequestError",
     "RunError",

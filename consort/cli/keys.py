@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     file = Path(args.state) / "keys.json"
     if args.action == "list":
         rows = [{name: v for name, v in asdict(k).items() if name != "sha256"} for k in read_keys(file)]
-        lines = [f"{row['name']}  budget {row['budget']:g}  per minute {row['per_minute']:g}" for row in rows]
+        lines = [
+            f"{row['name']}  budget {_limit(row['budget'])}  per minute {_limit(row['per_minute'])}"
+            for row in rows
+        ]
         print(json.dumps(rows) if args.json else "\n".join(lines))
         return 0
     if not args.name:
@@ -44,3 +47,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps({"name": args.name, "key": secret}) if args.json else secret)
     print("this is the only time it is shown", file=sys.stderr)
     return 0
+
+
+def _limit(most: float) -> str:
+    return f"{most:g}" if most else "any"

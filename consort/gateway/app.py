@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import AccessError, ConsortError, RequestError
+from consort.errors import AccessError, ConsortError, LimitError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
 from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
@@ -25,7 +25,7 @@ from consort.gateway.openai_request import Asked, parse
 from consort.gateway.openapi import description
 from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
-from consort.gateway.service import OWN, Service
+from consort.gateway.service import OWN, Service, strategy_names
 from consort.gateway.verifier import AsgiSocket, converse
 from consort.types import Request
 
@@ -67,7 +67,7 @@ class _Gateway:
                 JSON,
                 b'{"version":"0.6.0"}',
             ),  # of the API that Ollama's clients ask for
-            "/openapi.json": lambda: (JSON, orjson.dumps(description(sessions=service.pool is not None))),
+            "/openapi.json": self._description,
             "/": self._dashboard,
         }
 
@@ -192,6 +192,12 @@ class _Gateway:
     def _model_row(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": int(self._service.started_s), "owned_by": OWN}
 
+    def _description(self) -> tuple[Headers, bytes]:
+        service = self._service
+        # read without a key: then also what is served may only be told where nobody needs one
+        names = service.names() if service.door.is_open() else strategy_names()
+        return JSON, orjson.dumps(description(names, sessions=service.pool is not None))
+
     def _metrics(self) -> tuple[Headers, bytes]:
         text = self._service.meters.text(self._service.gauges, self._service.in_flight)
         return [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], text.encode()
@@ -219,7 +225,8 @@ class _Gateway:
         if error.http_status in (408, 413):  # the rest of the request is not read
             more.append((b"connection", b"close"))
         if error.http_status in (429, 503):
-            more.append((b"retry-after", b"1"))
+            retry_s = error.retry_s if isinstance(error, LimitError) else LimitError.retry_s
+            more.append((b"retry-after", b"%d" % retry_s))
         await self._plain(send, error.http_status, JSON + more, body)
 
     async def _plain(

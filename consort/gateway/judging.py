@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,8 @@ class Judges:
 def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
     """Those of `serve.scorer`, which may hear the proxy; without a file the proxy itself where one is named,
     else confidence. ConfigError where `serve.scorer` is no scorer, or not one for `serve.strategy`."""
-    hear = None if proxy is None else proxy_agreement(proxy)
+    turns = asyncio.Semaphore(max(1, config.sessions))  # one for all who ask: they read the same model
+    hear = None if proxy is None else proxy_agreement(proxy, turns=turns)
     if config.scorer in ("", *SCORER_WORDS):
         if proxy is None and config.scorer == PROXY:
             hint = "name one under [serve.proxy]"
@@ -47,7 +49,7 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
         word = config.scorer or (PROXY if config.proxy.model else CONFIDENCE)
         if proxy is None or word == CONFIDENCE:
             return Judges(brevity, confidence, config, hear=hear)
-        after = proxy_scorer(proxy_agreement(proxy, own_answer=False))
+        after = proxy_scorer(proxy_agreement(proxy, own_answer=False, turns=turns))
         return Judges(brevity, after, config, PROXY, needs_logprobs=False, hear=hear)
     from consort.inference.gain_file import load_scorer
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -40,17 +42,21 @@ LOCAL = Key("local")  # whoever asks where no key is required
 def read_keys(path: Path) -> tuple[Key, ...]:
     """The keys of a file; none where there is no file."""
     try:
-        return tuple(Key(**row) for row in orjson.loads(path.read_bytes()))
+        keys = tuple(Key(**row) for row in orjson.loads(path.read_bytes()))
     except FileNotFoundError:
         return ()
     except (orjson.JSONDecodeError, TypeError):
         raise ConfigError(
             "holds no keys", where=str(path), hint="`consort keys add NAME` writes it"
         ) from None
+    for key in keys:
+        _check_limits(key, where=str(path))
+    return keys
 
 
 def add_key(path: Path, key: Key) -> str:
     """Store a new key; returns the key itself, which is nowhere else."""
+    _check_limits(key, where=key.name)
     keys = read_keys(path)
     if any(each.name == key.name for each in keys):
         raise ConfigError(f'a key is named "{key.name}" already', where=str(path), hint="revoke it first")
@@ -70,6 +76,13 @@ def revoke_key(path: Path, name: str) -> None:
     _write(path, rest)
 
 
+def _check_limits(key: Key, *, where: str) -> None:
+    for name, limit in (("budget", key.budget), ("per_minute", key.per_minute)):
+        if type(limit) not in (int, float) or not (math.isfinite(limit) and limit >= 0):
+            what = f'the {name} of "{key.name}" must be a number of at least 0, not {limit}'
+            raise ConfigError(what, where=where, hint="0 is no limit")
+
+
 @dataclass(slots=True)
 class _Use:
     tokens: float  # of the bucket: requests allowed now
@@ -78,23 +91,36 @@ class _Use:
 
 @dataclass(slots=True)
 class Door:
-    """Lets requests in: checks the key, its rate and its budget. Reads the file again when it changed."""
+    """Lets requests in: checks the key, its rate and its budget. Reads the file again when it changed, and
+    begins a month (UTC) with nothing spent."""
 
     path: Path
     required: bool = False
     spent: dict[str, float] = field(default_factory=dict)  # money this month, by key
     clock: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _keys: dict[str, Key] = field(default_factory=dict)
     _uses: dict[str, _Use] = field(default_factory=dict)
     _read_at: float = -REREAD_S
     _stamp: float = -1.0
+    _month: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        now = self.now()
+        self._month = now.year, now.month
+
+    def is_open(self) -> bool:
+        """Whether nobody needs a key."""
+        self._reread()
+        return not self._keys and not self.required
 
     def enter(self, authorization: bytes) -> Key:
         """The client of an Authorization header. AccessError, or LimitError beyond its limits."""
-        self._reread()
-        if not self._keys and not self.required:
+        if self.is_open():
             return LOCAL
-        digest = _hash(authorization.removeprefix(b"Bearer ").decode("latin-1").strip())
+        scheme, _, rest = authorization.partition(b" ")
+        given = rest if scheme.lower() == b"bearer" else authorization
+        digest = _hash(given.decode("latin-1").strip())
         key = self._keys.get(digest, LOCAL)
         if not hmac.compare_digest(digest, key.sha256 or NOBODY):
             hint = "send `Authorization: Bearer KEY`; `consort keys add NAME` makes one"
@@ -118,9 +144,15 @@ class Door:
         return key.budget - self.spent.get(key.name, 0.0) if key.budget else float("inf")
 
     def _check_budget(self, key: Key, owed: float) -> None:
+        now = self.now()
+        if self._month != (now.year, now.month):
+            self.spent.clear()
+            self._month = now.year, now.month
         if self.money_left(key) <= owed:
-            error = LimitError("this key's budget for the month is spent", hint="raise it, or wait")
-            error.code = "insufficient_quota"
+            ends = _next_month(now)
+            hint = f"raise it, or wait until {ends:%Y-%m-%d} (UTC)"
+            error = LimitError("this key's budget for the month is spent", hint=hint)
+            error.code, error.retry_s = "insufficient_quota", math.ceil((ends - now).total_seconds())
             raise error
 
     def _count(self, key: Key) -> None:
@@ -143,6 +175,11 @@ class Door:
         if stamp != self._stamp:
             self._stamp = stamp
             self._keys = {key.sha256: key for key in read_keys(self.path)}
+
+
+def _next_month(now: datetime) -> datetime:
+    first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first + timedelta(days=32)).replace(day=1)
 
 
 def _hash(secret: str) -> str:

@@ -1,11 +1,12 @@
 """The endpoint in OpenAPI's words, served at `/openapi.json`: what may be asked, what may be answered.
 
 For programs that generate clients or tests; a test holds it to the parser's own tables. Says nothing of
-single models: whether one has tools or log-probabilities, it answers when it is asked.
+single models but their names: whether one has tools or log-probabilities, it answers when it is asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -33,8 +34,9 @@ FAILURES = {
 }
 
 
-def description(*, sessions: bool = False) -> Schema:
-    """The whole document; with what a server of sessions shows. Their WebSocket is beyond OpenAPI's words."""
+def description(names: Sequence[str], *, sessions: bool = False) -> Schema:
+    """The whole document; `names`: what `model` may say, as far as the reader may know; with what a server of
+    sessions shows. Their WebSocket is beyond OpenAPI's words."""
     tokenizer = _shown("The vocabulary that drafts are written in", JSON, {"type": "object"})
     return {
         "openapi": "3.1.0",
@@ -55,7 +57,7 @@ def description(*, sessions: bool = False) -> Schema:
         }
         | ({"/v1/tokenizer": tokenizer} if sessions else {}),
         "components": {
-            "schemas": _requests() | _answers(),
+            "schemas": _requests(names) | _answers(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -103,11 +105,11 @@ def _failures(*statuses: int) -> Schema:
 # ---- what is asked
 
 
-def _requests() -> Schema:
+def _requests(names: Sequence[str]) -> Schema:
     flag: Schema = {"type": ["boolean", "null"]}
     role: Schema = {"enum": list(ROLES)}
     common: Schema = {
-        "model": {"type": ["string", "null"], "default": "consort"},
+        "model": {"anyOf": [{"enum": [*names, None]}, _text()], "default": "consort"},
         "max_tokens": _or_null(_whole(1)),
         "max_completion_tokens": _or_null(_whole(1)),
         "temperature": _or_null(_number(2)),
@@ -133,7 +135,7 @@ def _requests() -> Schema:
         "logprobs": _or_null(_whole(0, 20)),
     }
     ollama: Schema = {
-        "model": _text(1),
+        "model": {"anyOf": [{"enum": list(names)}, _text(1)]},
         "messages": _some(_object(role=role, content=_text())),
         "stream": flag,
         "options": {"type": ["object", "null"]},

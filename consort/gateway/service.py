@@ -22,7 +22,7 @@ from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Shadow
-from consort.gateway.strategies import STRATEGIES, Means, guarded, made
+from consort.gateway.strategies import STRATEGIES, Means, made, permitted
 from consort.gateway.watch import Watch
 from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
@@ -81,7 +81,7 @@ class Service:
 
     def names(self) -> list[str]:
         """What `model` may say: the models, the configured strategy, each strategy."""
-        return [*(lm.name for lm in self.models), OWN, *(f"{OWN}/{name}" for name in STRATEGIES)]
+        return [*(lm.name for lm in self.models), *strategy_names()]
 
     def begin(self, asked: Asked, key: Key) -> Exchange:
         """Admit a request. UnknownModelError for a name not served, LimitError when there is no room."""
@@ -120,7 +120,7 @@ class Service:
                 raise RequestError(why, where="model", hint="ask for another strategy")
             return name, made(name, asked.parameters, self._means(asked, key))
         if self.cloud is not None and self.cloud.name == model:
-            return "model", guarded(named(model)) if asked.parameters.redact else named(model)
+            return "model", permitted(named(model), asked.parameters, hides=True)
         if any(lm.name == model for lm in self.edges):
             return "model", named(model)
         raise UnknownModelError(f"no model is called {model!r}", hint=nearest(model, self.names()))
@@ -162,6 +162,11 @@ class Service:
         if cloud.name not in self.drafters:
             self.drafters[cloud.name] = drafter_of(self.proxy, cloud), Pace()
         return self.drafters[cloud.name]
+
+
+def strategy_names() -> list[str]:
+    """What `model` may say wherever consort serves: the configured strategy, each strategy."""
+    return [OWN, *(f"{OWN}/{name}" for name in STRATEGIES)]
 
 
 def _loaded(gauge: Gauge) -> float | None:

@@ -204,13 +204,14 @@ async def _judged(
 ) -> Label:
     """The label with scores, features and what each answer took."""
     small, large = draft.said[label.small], draft.said[label.large]
-    evidence = evidence_of(small.request, small.answer, proxy=await _heard(service, small))
+    question = replace(small.request, until_s=None)  # nobody waits for a label
+    evidence = evidence_of(question, small.answer, proxy=await _heard(service, question, small.answer))
     log_text = service.config.log_text
     return replace(
         label,
         small_score=agreement(small.answer.text, large.answer.text),
-        before=await _scored(service.before, small.request, None),
-        after=await _scored(service.after, small.request, small.answer),
+        before=await _scored(service.before, question, None),
+        after=await _scored(service.after, question, small.answer),
         features={group: features(evidence, group) for group in evidence.groups},
         small_call=taken.get(label.small, {}),
         large_call=taken.get(label.large, {}),
@@ -220,13 +221,13 @@ async def _judged(
     )
 
 
-async def _heard(service: Service, small: Said) -> ProxyView | None:
+async def _heard(service: Service, request: Request, answer: Answer) -> ProxyView | None:
     """What the device's proxy thinks of the edge's answer, as a learned scorer hears it when it decides."""
     if service.hear is None:
         return None
     try:
         async with asyncio.timeout(service.config.deadline_s):
-            return await service.hear(small.request, small.answer)
+            return await service.hear(request, answer)
     except (ModelError, TimeoutError):  # longer than the proxy's context, as it would be when deciding
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from consort.errors import RequestError
+from consort.errors import NoCloudError, RequestError
 from consort.gateway.parameters import Parameters
 from consort.inference.auto import Conditions, auto
 from consort.inference.cache import Shelf, cache
@@ -19,6 +19,7 @@ from consort.inference.mixture import Guide, mix
 from consort.inference.route import route
 from consort.inference.single import cloud, edge
 from consort.inference.speculative import Chooser, speculate
+from consort.inference.streams import Closing
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.types import Chunk, Consort, Request, Scorer, Strategy
@@ -42,8 +43,31 @@ class Means:
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
     """The strategy of that name for one request."""
-    strategy = STRATEGIES[name](p, means)
-    return guarded(strategy) if p.redact and name != "edge" else strategy
+    return permitted(STRATEGIES[name](p, means), p, hides=name != "edge")
+
+
+def permitted(strategy: Strategy, p: Parameters, *, hides: bool) -> Strategy:
+    """`strategy` within what the client allows to leave the edge; `hides`: it may ask the cloud."""
+    if p.private:
+        return kept(strategy)
+    return guarded(strategy) if p.redact and hides else strategy
+
+
+def kept(strategy: Strategy) -> Strategy:
+    """`strategy` for a private request: where only the cloud could answer, the client is told why not."""
+
+    async def answer(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        try:
+            async with Closing(strategy(request, consort)) as stream:
+                async for chunk in stream:
+                    yield chunk
+        except NoCloudError:
+            hint = "ask consort/edge, or drop `private`"
+            raise RequestError(
+                "a private request stays at the edge", where="consort.private", hint=hint
+            ) from None
+
+    return answer
 
 
 def guarded(strategy: Strategy) -> Strategy:
@@ -65,7 +89,9 @@ def _backed(p: Parameters) -> Strategy:
 
 
 def _cascade(p: Parameters, means: Means) -> Strategy:
-    return cascade(means.after, p.threshold, large=_backed(p), optimistic=p.optimistic)
+    # a cloud that never begins is not taken over by the edge, whose answer is at hand
+    large = takeover(cloud, silence_s=p.stall_s, only_begun=True)
+    return cascade(means.after, p.threshold, large=large, optimistic=p.optimistic)
 
 
 def _auto(p: Parameters, means: Means) -> Strategy:

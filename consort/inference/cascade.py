@@ -1,8 +1,8 @@
 """Cascade: answer small, defer to large when the score is low (FrugalGPT, arXiv 2305.05176).
 
 The small answer is shown once it is accepted; `optimistic` shows it at once and, if it is refused, begins the
-answer anew. A large model that fails before its first word leaves the small answer standing: less than was
-wanted, more than nothing. Does not retry or cache.
+answer anew. An answer that the scorer cannot judge is not accepted. A large model that fails before its first
+word leaves the small answer standing: less than was wanted, more than nothing. Does not retry or cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from consort.errors import ConsortError
+from consort.inference.scored import scored
 from consort.inference.single import FAILURES, cloud, edge, first_edge, lacks
 from consort.inference.streams import Closing, answer_of
 from consort.types import Chunk, Consort, Note, Request, Scorer, Strategy
@@ -46,10 +47,13 @@ def cascade(
             except FAILURES as error:
                 failed = error
         # 2) the decision
-        score = 0.0 if failed else await scorer(request, answer_of(held))
-        accepted = not failed and score >= threshold
-        event = "failed" if failed else "accepted" if accepted else "deferred"
-        consort.note(Note("cascade", event, {"score": score, "threshold": threshold}))
+        score: float | None = 0.0
+        if not failed:
+            score = await scored(scorer, request, answer_of(held), consort, strategy="cascade")
+        accepted = not failed and (score or 0.0) >= threshold
+        if score is not None:
+            event = "failed" if failed else "accepted" if accepted else "deferred"
+            consort.note(Note("cascade", event, {"score": score, "threshold": threshold}))
         if accepted:
             for chunk in held[-1:] if optimistic else held:
                 yield _shown(chunk, unasked)
@@ -67,7 +71,7 @@ def cascade(
                 raise failed from None
             if begun or failed:
                 raise
-            consort.note(Note("cascade", "kept", {"score": score}))
+            consort.note(Note("cascade", "kept", {} if score is None else {"score": score}))
             for chunk in held[-1:] if optimistic else held:
                 yield _shown(chunk, unasked)
 

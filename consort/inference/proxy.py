@@ -2,14 +2,18 @@
 
 The proxy was distilled from the cloud model and shares its tokenizer. It reads the answer in its own tokens,
 in one pass, and is asked at every place where both tokenizers cut. Before there is an answer the roles are
-exchanged: the proxy writes one, and the edge reads it. Does not decide.
+exchanged: the proxy writes one, and the edge reads it. Who asks waits for a turn, at most half of the time
+that the request has left: the other half is for whoever answers then. Does not decide.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -24,11 +28,25 @@ from consort.types import Answer, Request, TokenLM, TopK
 _LEAST = 1e-6  # probability of a token of which only the mass of all the rest is known, at the least
 
 
-def proxy_agreement(proxy: TokenLM, edge: TokenLM | None = None, *, own_answer: bool = True) -> Hear:
+def proxy_agreement(
+    proxy: TokenLM,
+    edge: TokenLM | None = None,
+    *,
+    own_answer: bool = True,
+    turns: asyncio.Semaphore | None = None,
+) -> Hear:
     """Hears the proxy about an answer of the edge, or, before there is one, about the question. `own_answer`:
-    the proxy also answers by itself, which costs an answer, to see how alike the two are."""
+    the proxy also answers by itself, which costs an answer, to see how alike the two are. `turns`: how many
+    may read at once, no more than the reader has sessions; None: one. TimeoutError where half of the
+    request's time is over first."""
+    turns = turns or asyncio.Semaphore(1)
 
     async def hear(request: Request, answer: Answer | None) -> ProxyView:
+        left_s = None if request.until_s is None else max(0.0, request.until_s - time.monotonic())
+        async with asyncio.timeout(None if left_s is None else left_s / 2):
+            return await heard(request, answer)
+
+    async def heard(request: Request, answer: Answer | None) -> ProxyView:
         greedy = replace(request, temperature=0.0, top_logprobs=None)
         own = ""
         if own_answer or answer is None:
@@ -36,10 +54,19 @@ def proxy_agreement(proxy: TokenLM, edge: TokenLM | None = None, *, own_answer: 
         reader, writer = (proxy, edge) if answer is not None else (edge or proxy, proxy)
         text = own if answer is None else answer.text
         cuts = None if writer is None else vocabulary_of(writer)
-        view = await asyncio.to_thread(read_by, reader, greedy, text, cuts)
+        view = await _in_turn(turns, partial(read_by, reader, greedy, text, cuts))
         return replace(view, likeness=likeness(text, own) if own_answer or answer is None else view.share)
 
     return hear
+
+
+async def _in_turn(turns: asyncio.Semaphore, read: Callable[[], ProxyView]) -> ProxyView:
+    """A reading in a thread, which nobody can cancel: its turn is over when its session is closed, also where
+    whoever asked has left."""
+    await turns.acquire()
+    reading = asyncio.ensure_future(asyncio.to_thread(read))
+    reading.add_done_callback(lambda done: turns.release())
+    return await asyncio.shield(reading)
 
 
 def read_by(reader: TokenLM, request: Request, text: str, writer: Vocabulary | None) -> ProxyView:

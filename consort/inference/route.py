@@ -1,14 +1,15 @@
 """Routing: a scorer reads the prompt and decides who answers, before anything is written (RouteLLM, arXiv
 2406.18665).
 
-Does not look at answers: `cascade` does. Where the edge cannot do what is asked, or fails before its
-first word, the cloud answers.
+Does not look at answers: `cascade` does. Where the edge cannot do what is asked, fails before its first word,
+or the scorer cannot judge, the cloud answers; where no cloud may be asked, the edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from consort.inference.scored import scored
 from consort.inference.single import FAILURES, cloud, edge, first_edge, lacks
 from consort.inference.streams import Closing
 from consort.types import Chunk, Consort, Note, Request, Scorer, Strategy
@@ -22,10 +23,12 @@ def route(scorer: Scorer, threshold: float, *, small: Strategy = edge, large: St
             consort.note(Note("route", "unable"))
             chosen = large
         else:
-            score = await scorer(request, None)
-            chosen = small if score >= threshold else large
-            event = "kept" if chosen is small else "deferred"
-            consort.note(Note("route", event, {"score": score, "threshold": threshold}))
+            score = await scored(scorer, request, None, consort, strategy="route")
+            suffices = (score or 0.0) >= threshold
+            chosen = small if suffices or consort.cloud is None else large
+            if score is not None:
+                event = "kept" if chosen is small else "deferred"
+                consort.note(Note("route", event, {"score": score, "threshold": threshold}))
         if chosen is small:
             begun = False
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from consort.errors import ModelError, RequestError, UpstreamError
+from consort.errors import ModelError, NoCloudError, RequestError, UpstreamError
 from consort.types import LM, Capability, Chunk, Consort, Request, Strategy
 
 # One model's failure that another may make good: it broke, or cannot answer this (too long for its context).
@@ -22,11 +22,12 @@ def cloud(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
 
 
 def named(name: str) -> Strategy:
-    """The model of that name answers, wherever it stands."""
+    """The model of that name answers, wherever it stands: at no edge, so in the cloud."""
 
     def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-        models = (*consort.edges, *((consort.cloud,) if consort.cloud else ()))
-        return answered_by(next(lm for lm in models if lm.name == name), request)
+        lm = next((lm for lm in consort.edges if lm.name == name), None) or cloud_of(consort)
+        assert lm.name == name, "only models that are served are asked by name"
+        return answered_by(lm, request)
 
     return strategy
 
@@ -68,7 +69,7 @@ def first_edge(consort: Consort) -> LM:
 
 
 def cloud_of(consort: Consort) -> LM:
-    """The cloud's model."""
+    """The cloud's model. NoCloudError where none is served, or this request may not reach it."""
     if consort.cloud is None:
-        raise ModelError("no cloud model is served", hint="add one under [serve.cloud]")
+        raise NoCloudError("no cloud model is served", hint="add one under [serve.cloud]")
     return consort.cloud

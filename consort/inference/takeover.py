@@ -20,10 +20,15 @@ MIN_REPEAT = 8  # characters; a shorter beginning may come twice by chance
 
 
 def takeover(
-    strategy: Strategy = cloud, *, rescuer: Strategy = edge, silence_s: float = SILENCE_S
+    strategy: Strategy = cloud,
+    *,
+    rescuer: Strategy = edge,
+    silence_s: float = SILENCE_S,
+    only_begun: bool = False,
 ) -> Strategy:
     """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`. Without an edge,
-    `strategy` answers alone."""
+    `strategy` answers alone. `only_begun`: what fails before its first word is left to the caller, who has
+    another answer; silence is then an UpstreamError."""
 
     async def rescued(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if not consort.edges:  # nobody to go on: what fails is told as it is
@@ -44,6 +49,10 @@ def takeover(
             if any(chunk.tool_calls for chunk in sent) or (sent and sent[-1].finish_reason):
                 raise
             event = "stalled" if isinstance(error, TimeoutError) else "broke"
+            if only_begun and not sent:
+                if isinstance(error, UpstreamError):
+                    raise
+                raise UpstreamError(f"said nothing for {silence_s:g} s", where=_asked(consort)) from None
             text = "".join(chunk.text for chunk in sent)
             consort.note(
                 Note("takeover", event, {"sent_chunks": len(sent), "sent_bytes": len(text.encode())})
@@ -55,6 +64,10 @@ def takeover(
                 yield chunk
 
     return rescued
+
+
+def _asked(consort: Consort) -> str:
+    return consort.cloud.name if consort.cloud else ""
 
 
 async def _not_silent(stream: AsyncIterator[Chunk], silence_s: float) -> AsyncIterator[Chunk]:

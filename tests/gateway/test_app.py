@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import openai
 import orjson
 import pytest
 
-from consort.errors import ConsortError
-from consort.gateway.keys import Key, add_key, revoke_key
+from consort.errors import ConsortError, LimitError
+from consort.gateway.keys import Door, Key, add_key, revoke_key
 from consort.gateway.ledger import Ledger
 from consort.models.remote import Endpoint, Remote
 from consort.models.simulated import Fault
@@ -271,6 +272,40 @@ def test_private_text_stays_at_the_edge(tmp_path: Path) -> None:
     assert [status for status, _ in answers] == [200, 200, 400, 400]
 
 
+@pytest.mark.parametrize("model", ["large", "consort/cloud", "consort/takeover", "consort/vote"])
+@pytest.mark.parametrize("redact", [False, True])
+def test_a_private_request_that_only_the_cloud_could_answer_is_told_so(
+    tmp_path: Path, model: str, redact: bool
+) -> None:
+    large = says("large", LARGE)
+
+    async def work(here: Live) -> tuple[int, Any]:
+        return await here.ask(model=model, consort={"private": True, "redact": redact})
+
+    status, body = run(work, tmp_path, cloud=large)
+    assert (status, body["error"]["code"]) == (400, "invalid_request")
+    assert "a private request stays at the edge" in body["error"]["message"]
+    assert "ask consort/edge" in body["error"]["message"]
+    assert large.calls == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cloud_that_is_down_costs_no_second_answer_of_the_edge(tmp_path: Path, stream: bool) -> None:
+    small, large = says("small", SMALL), says("large", LARGE, fault=Fault("break"))
+
+    async def work(here: Live) -> None:
+        for model in ("consort/cascade", "consort/cache", "consort/auto"):
+            more: Any = {"model": model, "consort": {"threshold": 2}}
+            told = text_of(await here.stream(**more)) if stream else (await here.ask(**more))[1]
+            answer = told if stream else told["choices"][0]["message"]["content"]
+            assert answer == SMALL
+
+    run(work, tmp_path, edges=[small], cloud=large)
+    assert len(small.calls) == 3
+    sides = [[call["side"] for call in orjson.loads(row["calls"])] for row in rows(tmp_path)]
+    assert sides == [["edge", "cloud"]] * 3
+
+
 def test_keys_open_the_door_within_their_limits(tmp_path: Path) -> None:
     secrets = {
         name: add_key(tmp_path / "keys.json", Key(name, budget=budget, per_minute=per_minute))
@@ -281,7 +316,8 @@ def test_keys_open_the_door_within_their_limits(tmp_path: Path) -> None:
         found = []
         for name in ("rich", "poor", "poor", "calm", "calm", "calm", "nobody", ""):
             secret = secrets.get(name, name)
-            headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+            scheme = "bearer" if len(found) % 2 else "Bearer"
+            headers = {"Authorization": f"{scheme} {secret}"} if secret else {}
             body = {"model": "large", "messages": [{"role": "user", "content": "x"}]}
             async with here.http.post(here.url + CHAT, json=body, headers=headers) as response:
                 answer = orjson.loads(await response.read())
@@ -297,6 +333,56 @@ def test_keys_open_the_door_within_their_limits(tmp_path: Path) -> None:
     assert {row["key"] for row in rows(tmp_path)} == {"rich", "poor", "calm"}
     revoke_key(tmp_path / "keys.json", "rich")
     assert "rich" not in (tmp_path / "keys.json").read_text()
+
+
+def test_a_spent_budget_says_when_the_month_ends_and_the_next_begins_anew(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", Key("poor", budget=1.0)).encode()
+    now = [datetime(2026, 12, 31, 23, 58, tzinfo=UTC)]
+    door = Door(tmp_path / "keys.json", spent={"poor": 2.0}, now=lambda: now[0])
+    with pytest.raises(LimitError, match="until 2027-01-01") as refused:
+        door.enter(b"BEARER " + secret)
+    assert refused.value.retry_s == 120
+    now[0] += timedelta(minutes=2)
+    assert door.enter(b"bearer " + secret).name == "poor"
+
+
+def test_the_wait_that_is_told_is_that_of_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    secrets = add_key(file, Key("poor", budget=1e-9)), add_key(file, Key("calm", per_minute=1))
+
+    async def work(here: Live) -> list[int]:
+        found = []
+        for secret in secrets:
+            headers = {"Authorization": f"Bearer {secret}"}
+            body = {"model": "large", "messages": [{"role": "user", "content": "x"}]}
+            for _ in range(2):
+                async with here.http.post(here.url + CHAT, json=body, headers=headers) as response:
+                    await response.read()
+            found.append(int(response.headers["retry-after"]))
+        return found
+
+    now = datetime.now(UTC)
+    month, moment = run(work, tmp_path)
+    assert moment == 1
+    ends = now + timedelta(seconds=month)
+    assert (ends.day, ends.month) == (1, now.month % 12 + 1)
+
+
+@pytest.mark.parametrize("needs_key", [False, True])
+def test_the_open_document_names_models_only_where_nobody_needs_a_key(
+    tmp_path: Path, needs_key: bool
+) -> None:
+    if needs_key:
+        add_key(tmp_path / "keys.json", Key("a"))
+
+    async def work(here: Live) -> Any:
+        async with here.http.get(here.url + "/openapi.json") as response:
+            return orjson.loads(await response.read())
+
+    model = run(work, tmp_path)["components"]["schemas"]["Chat"]["properties"]["model"]
+    named = model["anyOf"][0]["enum"]
+    assert {"consort", "consort/cascade"} <= set(named)
+    assert ("large" in named) == (not needs_key)
 
 
 def test_only_health_and_the_page_are_open_without_a_key(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ decides; and a scorer that hears the proxy is not served without one."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from consort.gateway.loading import load_lm
 from consort.gateway.shadow import Shadow
 from consort.inference.evidence import Evidence
 from consort.inference.gain_file import load_scorer
+from consort.inference.proxy import proxy_agreement
 from consort.models.simulated import Simulated
-from consort.types import Request, TokenLM
+from consort.types import Answer, Message, Request, TokenLM
 from tests.gateway.live import live
 
 CONTEXT = 160
@@ -119,6 +121,51 @@ def test_a_question_beyond_the_proxy_s_context_is_labelled_without_it(tmp_path: 
     assert label.outcome == "done"
     assert "proxy" not in label.features
     assert "checks" in label.features
+
+
+def test_who_asks_the_proxy_waits_for_a_turn(tmp_path: Path, proxy: TokenLM) -> None:
+    """Six times as many requests at once as the proxy has sessions, whose answers it must all judge."""
+    judging = judges(ServeConfig(scorer="proxy", sessions=2), proxy)
+    models: Any = {"edges": [Simulated("small", answer=edge)], "cloud": Simulated("large", answer=cloud)}
+
+    async def work() -> list[tuple[int, Any]]:
+        async with live(tmp_path, **models, threshold=0.5) as here:
+            here.service.after, here.service.needs_logprobs = judging.after, judging.needs_logprobs
+            more: Any = {"max_tokens": 12, "consort": {"receipt": True}}
+            return await asyncio.gather(*(here.ask(question, **more) for question in QUESTIONS[:12]))
+
+    answers = asyncio.run(asyncio.wait_for(work(), 60))
+    assert [status for status, _ in answers] == [200] * 12
+    notes = [note for _, body in answers for note in body["consort"]["receipt"]["notes"]]
+    assert {note["event"] for note in notes} <= {"accepted", "deferred"}
+
+
+def test_a_prompt_beyond_the_proxy_s_context_fails_no_answer(tmp_path: Path, proxy: TokenLM) -> None:
+    judging = judges(ServeConfig(scorer="proxy"), proxy)
+    models: Any = {"edges": [Simulated("small", answer=edge)], "cloud": Simulated("large", answer=cloud)}
+
+    async def work() -> tuple[int, Any]:
+        async with live(tmp_path, **models, threshold=0.5) as here:
+            here.service.after, here.service.needs_logprobs = judging.after, judging.needs_logprobs
+            return await here.ask("and " * CONTEXT, consort={"receipt": True})
+
+    status, body = asyncio.run(asyncio.wait_for(work(), 60))
+    assert (status, body["model"]) == (200, "large")
+    assert [note["event"] for note in body["consort"]["receipt"]["notes"]] == ["unscored"]
+
+
+def test_a_turn_is_waited_for_within_half_of_the_requests_time(proxy: TokenLM) -> None:
+    request = Request((Message("user", QUESTIONS[0]),), until_s=time.monotonic() + 0.1)
+
+    async def work() -> None:
+        turns = asyncio.Semaphore(1)
+        hear = proxy_agreement(proxy, own_answer=False, turns=turns)
+        async with turns:
+            with pytest.raises(TimeoutError):
+                await hear(request, Answer("it is open", "small"))
+        await hear(replace(request, until_s=None), Answer("it is open", "small"))
+
+    asyncio.run(work())
 
 
 def test_where_most_labels_heard_the_proxy_they_alone_teach(traffic: Path) -> None:

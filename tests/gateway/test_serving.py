@@ -95,6 +95,29 @@ def test_an_address_open_to_others_requires_a_key(tmp_path: Path, capsys: pytest
         check(open_to_all)
 
 
+@pytest.mark.parametrize("option", ["--budget", "--per-minute"])
+@pytest.mark.parametrize("limit", ["nan", "inf", "-3"])
+def test_a_limit_that_is_none_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, limit: str
+) -> None:
+    assert main(["keys", "add", "laptop", option, limit, "--state", str(tmp_path)]) == 1
+    assert "must be a number of at least 0" in capsys.readouterr().err
+    assert not (tmp_path / "keys.json").exists()
+
+
+def test_a_key_without_limits_is_listed_as_such_and_a_damaged_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "add", "laptop", "--state", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--state", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "laptop  budget any  per minute any\n"
+    file = tmp_path / "keys.json"
+    file.write_text(file.read_text().replace('"budget": 0.0', '"budget": null'))
+    assert main(["keys", "list", "--state", str(tmp_path)]) == 1
+    assert 'the budget of "laptop"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("strategy", "words"), [("speculate", "takes drafts"), ("mix", "no tuned proxy")])
 def test_a_strategy_that_would_refuse_every_request_is_refused_at_start(
     tmp_path: Path, strategy: str, words: str

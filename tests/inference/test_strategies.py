@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from consort.errors import ModelError, RequestError, UpstreamError
+from consort.errors import ContextFullError, ModelError, RequestError, UpstreamError
 from consort.inference.auto import Conditions, auto, choose
 from consort.inference.cascade import cascade
 from consort.inference.metering import Call, Gauge, Metered
@@ -118,6 +120,43 @@ def test_a_cloud_that_is_down_leaves_the_small_answer_standing() -> None:
         assert found.text == SMALL
         assert found.events == ["deferred", "kept"]
     assert outcome(cascade(always(0.0), 0.5), edges=[edge_lm()], cloud=None).text == SMALL
+
+
+@pytest.mark.parametrize("failure", [ContextFullError("full", where="proxy"), TimeoutError()])
+@pytest.mark.parametrize("make", [cascade, route, partial(cascade, optimistic=True)])
+def test_a_scorer_that_cannot_judge_decides_nothing(
+    make: Callable[..., Strategy], failure: Exception
+) -> None:
+    """The cloud answers where it may be asked, else the edge; the receipt says that nobody judged."""
+
+    async def scorer(request: Request, answer: Answer | None) -> float:
+        raise failure
+
+    found = outcome(make(scorer, 0.5), edges=[edge_lm()], cloud=cloud_lm())
+    assert (found.text, found.events) == (LARGE, ["unscored"])
+    for cloud_model in (None, cloud_lm(fault=Fault("break"))) if make is not route else (None,):
+        found = outcome(make(scorer, 0.5), edges=[edge_lm()], cloud=cloud_model)
+        assert found.text == SMALL
+        assert found.events[0] == "unscored"
+        assert not any("score" in note.values for note in found.notes)
+
+
+def test_where_no_cloud_may_be_asked_route_stays_at_the_edge() -> None:
+    found = outcome(route(always(0.0), 0.5), edges=[edge_lm()])
+    assert (found.text, found.events) == (SMALL, ["kept"])
+
+
+@pytest.mark.parametrize("kind", ["break", "stall"])
+def test_a_cascade_whose_cloud_never_begins_asks_the_edge_once(kind: str) -> None:
+    small, down = edge_lm(), cloud_lm(fault=Fault(kind))  # type: ignore[arg-type]
+    large = takeover(silence_s=0.05, only_begun=True)
+    found = outcome(cascade(always(0.0), 0.5, large=large), edges=[small], cloud=down)
+    assert (found.text, found.events, len(small.calls)) == (SMALL, ["deferred", "kept"], 1)
+    broken = cloud_lm(fault=Fault(kind, 3))  # type: ignore[arg-type]
+    assert outcome(cascade(always(0.0), 0.5, large=large), edges=[edge_lm()], cloud=broken).authors == {
+        "small",
+        "large",
+    }
 
 
 def test_a_failed_edge_is_the_clouds_turn_and_two_failures_are_one_error() -> None:
