@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consort.errors import ConsortError
 from consort.gateway.hearing import Heard
 from consort.gateway.keys import Key
-from consort.gateway.ledger import Row, told_of
+from consort.gateway.ledger import SHARED, Row, told_of
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Draft
 from consort.inference.metering import Call, Side, metered
@@ -83,6 +83,12 @@ class Exchange:
         """Tokens as the client sees them: of the one answer it got, whoever else wrote."""
         if self.usage is not None and len(self.spans) <= 1:
             return self.usage
+        together = next((note for note in self.notes if note.strategy in SHARED), None)
+        if (
+            together is not None and self.calls
+        ):  # nobody's own usage: its tokens, and the request as it was read
+            read = next((call for call in self.calls if call.side == "cloud"), self.calls[0])
+            return Usage(read.request_tokens, int(together.values.get("tokens", 0)))
         authors = {author for author, _ in self.spans}
         calls = [call for call in self.calls if call.model in authors]
         prompt_tokens = max((call.prompt_tokens for call in self.calls), default=0)

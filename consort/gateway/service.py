@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from consort.config_serve import ServeConfig, ServedModel
@@ -28,7 +28,7 @@ from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import OFF, Shelf
 from consort.inference.evidence import Hear
-from consort.inference.metering import Gauge
+from consort.inference.metering import Call, Gauge, metered
 from consort.inference.mixing_weights import Learned
 from consort.inference.mixture import Guide
 from consort.inference.pace import Pace
@@ -89,8 +89,9 @@ class Service:
             error = LimitError("too many requests at once", hint="try again in a moment")
             error.http_status = 503
             raise error
-        name, strategy = self._strategy(asked, key)
-        return Exchange(self, asked, key, name, strategy)
+        calls: list[Call] = []
+        name, strategy = self._strategy(asked, key, calls)
+        return Exchange(self, asked, key, name, strategy, calls=calls)
 
     def gauge(self, lm: LM) -> Gauge:
         """A model's gauge."""
@@ -112,20 +113,20 @@ class Service:
         if self.watch is not None:
             self.watch.observe(row, self.meters)
 
-    def _strategy(self, asked: Asked, key: Key) -> tuple[str, Strategy]:
+    def _strategy(self, asked: Asked, key: Key, calls: list[Call]) -> tuple[str, Strategy]:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
             if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
                 raise RequestError(why, where="model", hint="ask for another strategy")
-            return name, made(name, asked.parameters, self._means(asked, key))
+            return name, made(name, asked.parameters, self._means(asked, key, calls))
         if self.cloud is not None and self.cloud.name == model:
             return "model", guarded(named(model)) if asked.parameters.redact else named(model)
         if any(lm.name == model for lm in self.edges):
             return "model", named(model)
         raise UnknownModelError(f"no model is called {model!r}", hint=nearest(model, self.names()))
 
-    def _means(self, asked: Asked, key: Key) -> Means:
+    def _means(self, asked: Asked, key: Key, calls: list[Call]) -> Means:
         def measure(consort: Consort) -> Conditions:
             edge = self.gauge(self.edges[0]) if self.edges else Gauge()
             cloud = self.gauge(consort.cloud) if consort.cloud else Gauge()
@@ -153,7 +154,7 @@ class Service:
             measure,
             self._drafter,
             self.deferral,
-            self.guides,
+            tuple(_counted(guide, calls) for guide in self.guides),
             self.mixing,
         )
 
@@ -162,6 +163,17 @@ class Service:
         if cloud.name not in self.drafters:
             self.drafters[cloud.name] = drafter_of(self.proxy, cloud), Pace()
         return self.drafters[cloud.name]
+
+
+def _counted(guide: Guide, calls: list[Call]) -> Guide:
+    """The guide, what it reads and is asked for being written down."""
+
+    def counted(lm: LM) -> LM:
+        return metered(lm, "edge", Gauge(), calls)
+
+    return replace(
+        guide, tuned=counted(guide.tuned), base=None if guide.base is None else counted(guide.base)
+    )
 
 
 def _loaded(gauge: Gauge) -> float | None:
