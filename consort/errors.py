@@ -117,6 +117,10 @@ class UpstreamError(ConsortError):
     http_status = 502
 
 
+class UnreachableError(UpstreamError):
+    """An endpoint to which no connection came about: nothing was sent."""
+
+
 class DeadlineError(ConsortError):
     """The request's time was over before its answer."""
 
@@ -146,6 +150,7 @@ __all__ = [
     "RequestError",
     "RunError",
     "UnknownModelError",
+    "UnreachableError",
     "UpdateError",
     "UpstreamError",
 ]

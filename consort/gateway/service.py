@@ -21,6 +21,7 @@ from consort.gateway.ledger import Ledger, Row
 from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
+from consort.gateway.rates import Rates
 from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES, Means, guarded, made
 from consort.gateway.watch import Watch
@@ -65,6 +66,7 @@ class Service:
     hear: Hear | None = None  # what it thinks of an answer, for scorers and labels
     guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
+    rates: Rates = field(default_factory=Rates)
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -171,9 +173,8 @@ def _counted(guide: Guide, calls: list[Call]) -> Guide:
     def counted(lm: LM) -> LM:
         return metered(lm, "edge", Gauge(), calls)
 
-    return replace(
-        guide, tuned=counted(guide.tuned), base=None if guide.base is None else counted(guide.base)
-    )
+    base = None if guide.base is None else counted(guide.base)
+    return replace(guide, tuned=counted(guide.tuned), base=base)
 
 
 def _loaded(gauge: Gauge) -> float | None:
