@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consort.errors import ConsortError
 from consort.gateway.hearing import Heard
 from consort.gateway.keys import Key
-from consort.gateway.ledger import SHARED, Row, told_of
+from consort.gateway.ledger import ANSWERED, SHARED, Row, told_of
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Draft
 from consort.inference.metering import Call, Side, metered, sent_bytes
@@ -21,8 +21,6 @@ from consort.types import LM, Chunk, Consort, Note, Request, Strategy, Usage
 
 if TYPE_CHECKING:
     from consort.gateway.service import Service
-
-ANSWERED = ("done", "client_left")  # outcomes for which the cloud alone would have cost something
 
 
 @dataclass(slots=True)

@@ -62,11 +62,9 @@ def test_a_prompt_that_a_model_here_refuses_costs_nothing(tmp_path: Path) -> Non
 
 
 def test_an_answer_kept_at_the_edge_is_compared_in_the_clouds_own_tokens(tmp_path: Path) -> None:
-    # the simulated models count words, so both write as many bytes a token here
     async def work() -> None:
-        async with live(
-            tmp_path, edges=[says("small", "a b c d e f")], cloud=says("large", "abcde f")
-        ) as here:
+        edges, cloud = [says("small", "a b c d e f")], says("large", "abcde f")  # they count words
+        async with live(tmp_path, edges=edges, cloud=cloud) as here:
             await here.ask("when do you open", model="small")
             assert recorded(here)["cost_all_cloud"] == pytest.approx((4 * 1 + 6 * 10) / 1e6)  # nothing known
             await here.ask("when do you open", model="large")
