@@ -3,8 +3,9 @@
 Exact where the ledger knows: who would have answered follows from a stored score, what an answer took from
 its call or its label. What the ledger does not know of a request is drawn from what it knows of others, and
 the figure says so, with an interval over draws. Quality is read off the labels alone, with an interval that
-holds for any number of them. Requests that failed are left out, and counted. Assumes that models answer as they did, and that their pace does not depend on
-who else is asked. Requests that asked for a model by name, or could not be decided stay as they were.
+holds for any number of them. Requests that failed are left out, and counted. Assumes that models answer as
+they did, and that their pace does not depend on who else is asked. Requests that asked for a model by name,
+or could not be decided, stay as they were.
 Speculation is a strategy to replay from (the answer is the cloud's own), not one to replay to: how soon its
 drafts would have been accepted is in no ledger. Nor are the tokens of deferral and mixture.
 """

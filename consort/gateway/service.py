@@ -39,6 +39,7 @@ from consort.types import LM, Consort, DraftedLM, Drafter, Scorer, Strategy
 
 if TYPE_CHECKING:
     from consort.gateway.pool import Pool
+    from consort.inference.redaction import Detector
 
 OWN = "consort"  # the model name that means the configured strategy
 RECENT = 50  # finished requests the dashboard shows
@@ -75,6 +76,14 @@ class Service:
     pool: Pool | None = None  # of drafters' sessions, for the cloud's role
     in_flight: int = 0
     started_s: float = field(default_factory=time.time)
+    detect: Detector | None = field(init=False, default=None)  # what finds private spans; None: the built-in
+
+    def __post_init__(self) -> None:
+        """MissingExtraError where a detector that is asked for is not installed."""
+        if self.config.detectors != ServeConfig().detectors:
+            from consort.inference.redaction import detector
+
+            self.detect = detector(self.config.detectors, model=self.config.gliner_model)
 
     @property
     def models(self) -> tuple[LM, ...]:
@@ -123,10 +132,13 @@ class Service:
                 raise RequestError(why, where="model", hint="ask for another strategy")
             return name, made(name, asked.parameters, self._means(asked, key, calls))
         if self.cloud is not None and self.cloud.name == model:
-            return "model", guarded(named(model)) if asked.parameters.redact else named(model)
+            return "model", self._by_name(model, asked)
         if any(lm.name == model for lm in self.edges):
             return "model", named(model)
         raise UnknownModelError(f"no model is called {model!r}", hint=nearest(model, self.names()))
+
+    def _by_name(self, model: str, asked: Asked) -> Strategy:
+        return guarded(named(model), self.detect) if asked.parameters.redact else named(model)
 
     def _means(self, asked: Asked, key: Key, calls: list[Call]) -> Means:
         def measure(consort: Consort) -> Conditions:
@@ -158,6 +170,7 @@ class Service:
             self.deferral,
             tuple(_counted(guide, calls) for guide in self.guides),
             self.mixing,
+            self.detect,
         )
 
     def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:

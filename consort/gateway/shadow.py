@@ -194,7 +194,7 @@ async def _ask(service: Service, draft: Draft, lm: LM, calls: list[Call]) -> Non
         await collected(Heard(metered, side, draft.said).stream(request))
         return
     affordable = Affordable(metered, draft.set_aside, lambda sent: most_cost(service, lm, sent))
-    strategy = guarded(cloud) if draft.redact else cloud
+    strategy = guarded(cloud, service.detect) if draft.redact else cloud
     chunks = await collected(strategy(request, Consort((), affordable)))
     answer = answer_of(chunks)
     draft.said[lm.name] = Said(request, answer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from consort.errors import RequestError
 from consort.gateway.parameters import Parameters
@@ -22,6 +23,9 @@ from consort.inference.speculative import Chooser, speculate
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.types import Chunk, Consort, Request, Scorer, Strategy
+
+if TYPE_CHECKING:
+    from consort.inference.redaction import Detector
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +42,25 @@ class Means:
     deferral: Strategy
     guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
+    detect: Detector | None = None  # what finds private spans; None: the built-in one
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
     """The strategy of that name for one request."""
     strategy = STRATEGIES[name](p, means)
-    return guarded(strategy) if p.redact and name != "edge" else strategy
+    return guarded(strategy, means.detect) if p.redact and name != "edge" else strategy
 
 
-def guarded(strategy: Strategy) -> Strategy:
+def guarded(strategy: Strategy, detect: Detector | None = None) -> Strategy:
     """`strategy` without private spans, wherever there is a cloud that it may ask."""
 
     def answer(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if consort.cloud is None:
             return strategy(request, consort)
         # its word lists take a sixth of a second to read: only who redacts waits for them
-        from consort.inference.redaction import redact
+        from consort.inference.redaction import builtin, redact
 
-        return redact(strategy)(request, consort)
+        return redact(strategy, detect or builtin)(request, consort)
 
     return answer
 
