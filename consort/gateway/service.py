@@ -91,8 +91,9 @@ class Service:
         return (*self.edges, *((self.cloud,) if self.cloud else ()))
 
     def names(self) -> list[str]:
-        """What `model` may say: the models, the configured strategy, each strategy."""
-        return [*(lm.name for lm in self.models), OWN, *(f"{OWN}/{name}" for name in STRATEGIES)]
+        """What `model` may say: the models, the configured strategy, each strategy that can answer."""
+        able = [name for name in STRATEGIES if name != "mix" or self.guides]
+        return [*(lm.name for lm in self.models), OWN, *(f"{OWN}/{name}" for name in able)]
 
     def begin(self, asked: Asked, key: Key) -> Exchange:
         """Admit a request. UnknownModelError for a name not served, LimitError when there is no room."""
