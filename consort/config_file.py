@@ -31,7 +31,7 @@ PATH_FIELDS = frozenset({"public", "data", "unlabelled", "chat_template"}) | fro
     {"adapter", "alike", "mix_weights", "scorer", "state", "tls_certificate", "tls_key", "token_scorer"}
 )
 MODEL_FIELDS = frozenset(
-    {"model"}
+    {"model", "gliner_model"}
 )  # a Hub id unless a directory of that name exists or the value begins like a path
 # in the place of a file, the scorers that need none
 WORDS: Mapping[str, tuple[str, ...]] = {"scorer": SCORER_WORDS, "token_scorer": TOKEN_SCORER_WORDS}

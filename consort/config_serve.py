@@ -67,6 +67,9 @@ class ServeConfig:
     token_scorer: str = "doubt"  # defer: "doubt", "margin", "entropy", or a file of `inference.token_file`
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
+    # what finds them: "builtin", "presidio" (pip install presidio-analyzer), "gliner" (pip install gliner)
+    detectors: tuple[str, ...] = ("builtin",)
+    gliner_model: str = ""  # directory or Hub id, for "gliner"
     # a file of `consort calibrate --out`, whose threshold replaces the one above; "confidence" or "proxy"; or
     # empty: the proxy where one is named, else the edge's confidence
     scorer: str = ""

@@ -52,7 +52,7 @@ def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:
     """Scalars first, as TOML wants, then the tables and arrays of tables below."""
     comments = field_comments(type(table)) if type(table) not in explained else {}
     explained.add(type(table))
-    values, below = [], []
+    values, below, hints = [], [], get_type_hints(type(table))
     for field in dataclasses.fields(table):
         value = getattr(table, field.name)
         key = f"{prefix}{field.name}"
@@ -63,7 +63,7 @@ def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:
                 f"[{key}]",
                 *_table(value, f"{key}.", explained=explained),
             ]
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             for row in value:
                 below += [
                     "",
@@ -72,7 +72,12 @@ def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:
                     *_table(row, f"{key}.", explained=explained),
                 ]
         else:
-            line = tomli_w.dumps({field.name: value}).rstrip("\n")
+            if isinstance(value, tuple):
+                if not value and get_args(hints[field.name])[0] is not str:
+                    continue  # an array of tables without any
+                line = f"{field.name} = {json.dumps(value)}"
+            else:
+                line = tomli_w.dumps({field.name: value}).rstrip("\n")
             comment = comments.get(field.name, "")
             values.append(f"{line}  # {comment}" if comment else line)
     return values + below

@@ -129,6 +129,10 @@ class UpstreamError(ConsortError):
     http_status = 502
 
 
+class UnreachableError(UpstreamError):
+    """An endpoint to which no connection came about: nothing was sent."""
+
+
 class DeadlineError(ConsortError):
     """The request's time was over before its answer."""
 
@@ -160,6 +164,7 @@ __all__ = [
     "RequestError",
     "RunError",
     "UnknownModelError",
+    "UnreachableError",
     "UpdateError",
     "UpstreamError",
 ]

@@ -10,7 +10,9 @@ replayed at 0.7; the truth is the policy itself on the same requests. Beside it 
 300 lognormal values missing and few to judge by, 500 times, against plain percentiles of the same draws.
 *Cache*: questions of a bank and of an assistant, whose right answer is their intent; measured on 800, served
 by the cache to 800 others, 100 divisions. A promise is broken where the certified threshold's error over all
-divisions' other questions is above the bound: in at most 5 of 100. *Drift*: 200 runs of 2,000 requests each.
+divisions' other questions is above the bound: in at most 5 of 100 divisions, those without a certificate
+among them. Of the certificates that were issued, more may be broken: nothing is promised about them. *Drift*:
+200 runs of 2,000 requests each.
 
     python experiments/traffic.py [--only labels replay cache drift]
 """

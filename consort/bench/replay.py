@@ -3,8 +3,9 @@
 Exact where the ledger knows: who would have answered follows from a stored score, what an answer took from
 its call or its label. What the ledger does not know of a request is drawn from what it knows of others, and
 the figure says so, with an interval over draws. Quality is read off the labels alone, with an interval that
-holds for any number of them. Assumes that models answer as they did, and that their pace does not depend on
-who else is asked. Requests that asked for a model by name, failed, or could not be decided stay as they were.
+holds for any number of them. Requests that failed are left out, and counted. Assumes that models answer as
+they did, and that their pace does not depend on who else is asked. Requests that asked for a model by name,
+or could not be decided, stay as they were.
 Speculation is a strategy to replay from (the answer is the cloud's own), not one to replay to: how soon its
 drafts would have been accepted is in no ledger. Nor are the tokens of deferral and mixture.
 """
@@ -24,7 +25,7 @@ from consort.bench.replay_cases import SHADOW_HINT, Case, Known, Policy, Side, S
 from consort.errors import DataError
 from consort.gateway.history import DAY_S, History
 from consort.gateway.labels import Label
-from consort.gateway.ledger import Row
+from consort.gateway.ledger import ANSWERED, Row
 from consort.inference.calibration import ALWAYS, NEVER, Calibration, Trial, calibrate
 from consort.inference.goals import Goal
 
@@ -49,6 +50,7 @@ class Replayed:
     quality: Figure | None
     labels: int
     guessed: Mapping[str, int]
+    failed: int  # further requests, which nobody answered
 
 
 def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
@@ -56,7 +58,10 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
     if not history.rows:
         raise DataError("no request in this ledger", hint="serve some, or give more --days")
     known = Known(history, policy)
-    cases = [known.case(row) for row in history.rows]
+    rows = [row for row in history.rows if row.outcome in ANSWERED]
+    if not rows:
+        raise DataError("no request in this ledger was answered", hint="serve some, or give more --days")
+    cases = [known.case(row) for row in rows]
     groups: dict[object, list[int]] = {}
     for index, case in enumerate(cases):
         if case.draw is not None:
@@ -66,7 +71,7 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
     edge_share, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
     graded = [
         (case.at_edge, label.small_score, 1 / label.chance)
-        for row, case in zip(history.rows, cases, strict=True)
+        for row, case in zip(rows, cases, strict=True)
         if (label := known.labels.get(row.id)) and _is_graded(row, case, label)
     ]
     return Replayed(
@@ -85,6 +90,7 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
         quality=None if any(case.is_shared for case in cases) else _quality(graded, edge_share, seed=seed),
         labels=len(graded),
         guessed=_guessed(groups),
+        failed=len(history.rows) - len(rows),
     )
 
 

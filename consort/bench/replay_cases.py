@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from consort.errors import DataError
 from consort.gateway.history import History
 from consort.gateway.labels import Label
-from consort.gateway.ledger import Row
+from consort.gateway.ledger import SHARED, Row
 
 Strategy: TypeAlias = Literal["edge", "cloud", "route", "cascade"]
 Side: TypeAlias = Literal["small", "large"]
@@ -28,7 +28,6 @@ _BOUND = {
     *(("route", event) for event in ("unable", "failed")),
     *(("takeover", event) for event in ("broke", "stalled")),
 }
-SHARED = frozenset({"defer", "mix"})  # whose answers several models wrote: no call of theirs is an answer
 SHADOW_HINT = "set serve.shadow_share, so that some requests are answered by both"
 
 

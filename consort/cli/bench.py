@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from consort.bench.metrics import Score
     from consort.bench.routing_curve import Judged
 
+WIDTH = 120  # columns where there is no terminal: no interval is broken over two lines
 METRICS = {"rouge_l": "Rouge-L in percent", "em": "exact match in percent"}
 
 
@@ -169,7 +170,7 @@ def _questions(args: argparse.Namespace, folder: Path) -> tuple[Config, list[Que
 
 
 def _print_live(standings: Sequence[LiveStanding], count: int, metric: str, currency: str) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(
         title=f"{METRICS[metric]}, {count} questions, 95 % intervals",
         title_justify="left",
@@ -242,7 +243,7 @@ def _known(args: argparse.Namespace) -> int:
         title=f"{len(data.outcomes)} prompts of {args.file}", title_justify="left", box=SIMPLE, pad_edge=False
     )
     for heading in ("", "quality", "at the edge", "EUR / 1,000"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for one in found:
         eur = "" if one.eur is None else f"{1000 * one.eur:.3g}"
         table.add_row(one.name, _with_margin(one.quality), f"{one.edge_share:.0%}", eur)
@@ -256,7 +257,7 @@ def _ranking_table(rows: Sequence[tuple[str, Judged]]) -> Table:
     """How well each score ranks prompts, at every threshold at once."""
     table = Table(title="As rankings (chance: APGR .5)", title_justify="left", box=SIMPLE, pad_edge=False)
     for heading in ("", "APGR", "CPT(50)", "CPT(80)"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, judged in rows:
         table.add_row(name, str(judged.apgr), str(judged.cpt50), str(judged.cpt80))
     return table

@@ -168,6 +168,8 @@ def _policy_json(policy: Policy) -> dict[str, object]:
 
 def _tell(was: Replayed, would: Replayed, policy: Policy, goals: Calibration | None) -> None:
     print(f"{would.requests} requests, {would.decided} of them decided anew", file=sys.stderr)
+    if would.failed:
+        print(f"{would.failed} further requests failed, and are left out", file=sys.stderr)
     if goals is not None:
         kept = "kept" if goals.kept else "NOT certified"
         print(f"goals {kept} with {goals.confidence:.0%} confidence: threshold {goals.threshold:.3f}")

@@ -19,7 +19,7 @@ from consort.gateway.answering import Form, Headers, Receive, Send, answer, know
 from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
 from consort.gateway.keys import LOCAL, Key
-from consort.gateway.ollama import parse_chat, tags
+from consort.gateway.ollama import parse_chat, show, tags
 from consort.gateway.openai_answer import error_object
 from consort.gateway.openai_request import Asked, parse
 from consort.gateway.openapi import description
@@ -94,6 +94,11 @@ class _Gateway:
             exchange = self._service.begin(asked, key)
             shape: Form = form(exchange)
             await answer(exchange, shape, receive, send, self._cors())
+            return
+        if path == "/api/show" and method == "POST":
+            self._enter(scope)
+            told = orjson.dumps(show(self._service, await self._body(receive)))
+            await self._plain(send, 200, JSON, told)
             return
         shown = self._gets.get(path) or self._open.get(path) or self._model(path)
         if method == "OPTIONS" and (shown or parse_body):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from consort.errors import ConsortError
 from consort.gateway.hearing import Heard
 from consort.gateway.keys import Key
-from consort.gateway.ledger import Row, told_of
+from consort.gateway.ledger import ANSWERED, SHARED, Row, told_of
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Draft
-from consort.inference.metering import Call, Side, metered
+from consort.inference.metering import Call, Side, metered, sent_bytes
 from consort.inference.streams import Closing
 from consort.types import LM, Chunk, Consort, Note, Request, Strategy, Usage
 
@@ -83,6 +83,10 @@ class Exchange:
         """Tokens as the client sees them: of the one answer it got, whoever else wrote."""
         if self.usage is not None and len(self.spans) <= 1:
             return self.usage
+        together = next((note for note in self.notes if note.strategy in SHARED), None)
+        if together is not None and self.calls:  # the note counts its tokens
+            read = next((call for call in self.calls if call.side == "cloud"), self.calls[0])
+            return Usage(read.request_tokens, int(together.values.get("tokens", 0)))
         authors = {author for author, _ in self.spans}
         calls = [call for call in self.calls if call.model in authors]
         prompt_tokens = max((call.prompt_tokens for call in self.calls), default=0)
@@ -122,6 +126,21 @@ class Exchange:
         if self.service.config.log_text:
             self.texts.append(text)
 
+    def _in_cloud(self, usage: Usage) -> Usage:
+        """What the cloud alone would have read and written: counted where it did, else estimated."""
+        service, calls = self.service, self.calls
+        assert service.cloud is not None, "there is nothing to compare with"
+        name = service.cloud.name
+        own = next((call for call in calls if call.side == "cloud" and call.counted), None)
+        if own is not None and self.strategy_name in SHARED:
+            return Usage(own.request_tokens, usage.completion_tokens)
+        request_bytes, answer_bytes = sent_bytes(self.asked.request), sum(size for _, size in self.spans)
+        if own is not None and own.outcome == "done":
+            is_its_own = {author for author, _ in self.spans} == {name}
+            service.rates.observe(own, request_bytes, answer_bytes if is_its_own else 0)
+            return Usage(own.prompt_tokens, own.completion_tokens)
+        return service.rates.estimated(request_bytes, answer_bytes) or usage
+
     def _row(self, outcome: str, usage: Usage) -> Row:
         service, calls = self.service, self.calls
         by_side = {"edge": 0, "cloud": 0}
@@ -131,8 +150,9 @@ class Exchange:
             cloud_bytes += call.sent_bytes if call.side == "cloud" else 0
             costs.append(service.price(call.model, call.prompt_tokens, call.completion_tokens))
         all_cloud = 0.0
-        if service.cloud is not None:
-            all_cloud = service.price(service.cloud.name, usage.prompt_tokens, usage.completion_tokens)
+        if service.cloud is not None and outcome in ANSWERED:
+            in_cloud = self._in_cloud(usage)
+            all_cloud = service.price(service.cloud.name, in_cloud.prompt_tokens, in_cloud.completion_tokens)
         redactions: dict[str, int] = {}
         for note in self.notes:
             if (note.strategy, note.event) == ("redact", "hidden"):  # spans of each kind

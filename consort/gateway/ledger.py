@@ -71,6 +71,8 @@ PLACES, LABEL_PLACES = (f"({', '.join('?' * len(columns))})" for columns in (COL
 # what a label became replaces what was asked, never the other way round, whatever the order of spools
 INSERT_ASKED = f"INSERT OR IGNORE INTO labels VALUES {LABEL_PLACES}"
 INSERT_LABEL = INSERT_ASKED.replace("IGNORE", "REPLACE")
+ANSWERED = ("done", "client_left")  # outcomes of requests that did not fail
+SHARED = frozenset({"defer", "mix"})  # whose answers several models wrote: no call of theirs is an answer
 ROWS_AT_ONCE = 32  # each statement hands Python's lock over twice, and requests wait for it
 
 

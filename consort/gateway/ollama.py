@@ -1,4 +1,5 @@
-"""Ollama's `/api/chat` and `/api/tags`, so that its clients find the consort where they expect a server.
+"""Ollama's `/api/chat`, `/api/tags` and `/api/show`, so that its clients find the consort where they
+expect a server.
 
 Only chatting and listing: models are not pulled, pushed or made here.
 """
@@ -10,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import RequestError
+from consort.errors import RequestError, UnknownModelError
 from consort.gateway.openai_request import Asked, parse
 from consort.gateway.parameters import Parameters
 from consort.gateway.service import Service
@@ -61,6 +62,27 @@ def tags(service: Service) -> dict[str, Any]:
             {"name": name, "model": name, "modified_at": since, "size": 0, "digest": "", "details": details}
             for name in service.names()
         ]
+    }
+
+
+def show(service: Service, body: bytes) -> dict[str, Any]:
+    """What a client asks of one name before it chats. UnknownModelError for a name not served."""
+    try:
+        raw = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is no JSON: {error.msg}") from None
+    name = str((raw.get("model") or raw.get("name") or "") if type(raw) is dict else "")
+    name = name.removesuffix(":latest")
+    found = next((each for each in tags(service)["models"] if each["name"] == name), None)
+    if found is None:
+        raise UnknownModelError(f"no model is called {name[:100]!r}", hint="see /api/tags")
+    return {
+        "modelfile": "",
+        "template": "",
+        "details": found["details"],
+        "model_info": {"general.architecture": "consort"},
+        "capabilities": ["completion"],
+        "modified_at": found["modified_at"],
     }
 
 

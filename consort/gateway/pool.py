@@ -139,7 +139,7 @@ class Pool:
         return self.service.price(self.lm.name, call.prompt_tokens, call.completion_tokens)
 
     def read(self, key: Key, call: Call) -> None:
-        """Write down a cache that was read by, with the tokens that are estimated of it."""
+        """Write down a cache that was read by, with its tokens."""
         note = {"strategy": "verify", "event": "read"}
         tokens = call.prompt_tokens, call.completion_tokens
         self._record(secrets.token_hex(8), key, call.began_s, tokens, call.outcome, note)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from consort.config_serve import ServeConfig, ServedModel
@@ -21,6 +21,7 @@ from consort.gateway.ledger import Ledger, Row
 from consort.gateway.loading import drafter_of
 from consort.gateway.meters import Meters
 from consort.gateway.openai_request import Asked
+from consort.gateway.rates import Rates
 from consort.gateway.shadow import Shadow
 from consort.gateway.strategies import STRATEGIES, Means, made, permitted
 from consort.gateway.watch import Watch
@@ -28,7 +29,7 @@ from consort.inference.auto import Conditions
 from consort.inference.baselines import brevity, confidence
 from consort.inference.cache import OFF, Shelf
 from consort.inference.evidence import Hear
-from consort.inference.metering import Gauge
+from consort.inference.metering import Call, Gauge, metered
 from consort.inference.mixing_weights import Learned
 from consort.inference.mixture import Guide
 from consort.inference.pace import Pace
@@ -38,6 +39,7 @@ from consort.types import LM, Consort, DraftedLM, Drafter, Scorer, Strategy
 
 if TYPE_CHECKING:
     from consort.gateway.pool import Pool
+    from consort.inference.redaction import Detector
 
 OWN = "consort"  # the model name that means the configured strategy
 RECENT = 50  # finished requests the dashboard shows
@@ -65,6 +67,7 @@ class Service:
     hear: Hear | None = None  # what it thinks of an answer, for scorers and labels
     guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
+    rates: Rates = field(default_factory=Rates)
     meters: Meters = field(default_factory=Meters)
     gauges: dict[str, Gauge] = field(default_factory=dict)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -73,6 +76,14 @@ class Service:
     pool: Pool | None = None  # of drafters' sessions, for the cloud's role
     in_flight: int = 0
     started_s: float = field(default_factory=time.time)
+    detect: Detector | None = field(init=False, default=None)  # what finds private spans; None: the built-in
+
+    def __post_init__(self) -> None:
+        """MissingExtraError where a detector that is asked for is not installed."""
+        if self.config.detectors != ServeConfig().detectors:
+            from consort.inference.redaction import detector
+
+            self.detect = detector(self.config.detectors, model=self.config.gliner_model)
 
     @property
     def models(self) -> tuple[LM, ...]:
@@ -80,8 +91,9 @@ class Service:
         return (*self.edges, *((self.cloud,) if self.cloud else ()))
 
     def names(self) -> list[str]:
-        """What `model` may say: the models, the configured strategy, each strategy."""
-        return [*(lm.name for lm in self.models), *strategy_names()]
+        """What `model` may say: the models, the configured strategy, each strategy that can answer."""
+        able = (name for name in strategy_names() if self.guides or name != f"{OWN}/mix")
+        return [*(lm.name for lm in self.models), *able]
 
     def begin(self, asked: Asked, key: Key) -> Exchange:
         """Admit a request. UnknownModelError for a name not served, LimitError when there is no room."""
@@ -89,8 +101,9 @@ class Service:
             error = LimitError("too many requests at once", hint="try again in a moment")
             error.http_status = 503
             raise error
-        name, strategy = self._strategy(asked, key)
-        return Exchange(self, asked, key, name, strategy)
+        calls: list[Call] = []
+        name, strategy = self._strategy(asked, key, calls)
+        return Exchange(self, asked, key, name, strategy, calls=calls)
 
     def gauge(self, lm: LM) -> Gauge:
         """A model's gauge."""
@@ -112,20 +125,20 @@ class Service:
         if self.watch is not None:
             self.watch.observe(row, self.meters)
 
-    def _strategy(self, asked: Asked, key: Key) -> tuple[str, Strategy]:
+    def _strategy(self, asked: Asked, key: Key, calls: list[Call]) -> tuple[str, Strategy]:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
             if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
                 raise RequestError(why, where="model", hint="ask for another strategy")
-            return name, made(name, asked.parameters, self._means(asked, key))
+            return name, made(name, asked.parameters, self._means(asked, key, calls))
         if self.cloud is not None and self.cloud.name == model:
-            return "model", permitted(named(model), asked.parameters, hides=True)
+            return "model", permitted(named(model), asked.parameters, hides=True, detect=self.detect)
         if any(lm.name == model for lm in self.edges):
             return "model", named(model)
         raise UnknownModelError(f"no model is called {model!r}", hint=nearest(model, self.names()))
 
-    def _means(self, asked: Asked, key: Key) -> Means:
+    def _means(self, asked: Asked, key: Key, calls: list[Call]) -> Means:
         def measure(consort: Consort) -> Conditions:
             edge = self.gauge(self.edges[0]) if self.edges else Gauge()
             cloud = self.gauge(consort.cloud) if consort.cloud else Gauge()
@@ -153,8 +166,9 @@ class Service:
             measure,
             self._drafter,
             self.deferral,
-            self.guides,
+            tuple(_counted(guide, calls) for guide in self.guides),
             self.mixing,
+            self.detect,
         )
 
     def _drafter(self, cloud: DraftedLM) -> tuple[Drafter, Pace]:
@@ -167,6 +181,16 @@ class Service:
 def strategy_names() -> list[str]:
     """What `model` may say wherever consort serves: the configured strategy, each strategy."""
     return [OWN, *(f"{OWN}/{name}" for name in STRATEGIES)]
+
+
+def _counted(guide: Guide, calls: list[Call]) -> Guide:
+    """The guide, what it reads and is asked for being written down."""
+
+    def counted(lm: LM) -> LM:
+        return metered(lm, "edge", Gauge(), calls)
+
+    base = None if guide.base is None else counted(guide.base)
+    return replace(guide, tuned=counted(guide.tuned), base=base)
 
 
 def _loaded(gauge: Gauge) -> float | None:

@@ -194,9 +194,12 @@ async def _ask(service: Service, draft: Draft, lm: LM, calls: list[Call]) -> Non
         await collected(Heard(metered, side, draft.said).stream(request))
         return
     affordable = Affordable(metered, draft.set_aside, lambda sent: most_cost(service, lm, sent))
-    strategy = guarded(cloud) if draft.redact else cloud
+    strategy = guarded(cloud, service.detect) if draft.redact else cloud
     chunks = await collected(strategy(request, Consort((), affordable)))
-    draft.said[lm.name] = Said(request, answer_of(chunks))
+    answer = answer_of(chunks)
+    draft.said[lm.name] = Said(request, answer)
+    if calls and calls[-1].counted:
+        service.rates.observe(calls[-1], sent_bytes(request), len(answer.text.encode("utf-8", "replace")))
 
 
 async def _judged(

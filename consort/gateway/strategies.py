@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from consort.errors import NoCloudError, RequestError
 from consort.gateway.parameters import Parameters
@@ -24,6 +25,9 @@ from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.types import Chunk, Consort, Request, Scorer, Strategy
 
+if TYPE_CHECKING:
+    from consort.inference.redaction import Detector
+
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -39,18 +43,19 @@ class Means:
     deferral: Strategy
     guides: tuple[Guide, ...] = ()
     mixing: Learned | None = None
+    detect: Detector | None = None  # what finds private spans; None: the built-in one
 
 
 def made(name: str, p: Parameters, means: Means) -> Strategy:
     """The strategy of that name for one request."""
-    return permitted(STRATEGIES[name](p, means), p, hides=name != "edge")
+    return permitted(STRATEGIES[name](p, means), p, hides=name != "edge", detect=means.detect)
 
 
-def permitted(strategy: Strategy, p: Parameters, *, hides: bool) -> Strategy:
+def permitted(strategy: Strategy, p: Parameters, *, hides: bool, detect: Detector | None = None) -> Strategy:
     """`strategy` within what the client allows to leave the edge; `hides`: it may ask the cloud."""
     if p.private:
         return kept(strategy)
-    return guarded(strategy) if p.redact and hides else strategy
+    return guarded(strategy, detect) if p.redact and hides else strategy
 
 
 def kept(strategy: Strategy) -> Strategy:
@@ -70,16 +75,16 @@ def kept(strategy: Strategy) -> Strategy:
     return answer
 
 
-def guarded(strategy: Strategy) -> Strategy:
+def guarded(strategy: Strategy, detect: Detector | None = None) -> Strategy:
     """`strategy` without private spans, wherever there is a cloud that it may ask."""
 
     def answer(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if consort.cloud is None:
             return strategy(request, consort)
         # its word lists take a sixth of a second to read: only who redacts waits for them
-        from consort.inference.redaction import redact
+        from consort.inference.redaction import builtin, redact
 
-        return redact(strategy)(request, consort)
+        return redact(strategy, detect or builtin)(request, consort)
 
     return answer
 

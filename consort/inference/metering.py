@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from consort.errors import ConsortError
+from consort.errors import ConsortError, ModelError, UnreachableError
+from consort.inference.counting import request_tokens
 from consort.inference.streams import Closing
 from consort.types import (
     LM,
@@ -58,6 +59,7 @@ class Call:
     began_s: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    request_tokens: int = 0  # of a session's prompt_tokens, the request's own; the others wrote the rest
     counted: bool = False  # by the model; else estimated
     first_s: float | None = None
     answer_s: float = 0.0
@@ -178,9 +180,16 @@ class _MeteredWriting:
 
 def _failed(call: Call, gauge: Gauge, error: ConsortError, clock: Callable[[], float]) -> None:
     call.outcome = error.code
+    _unsent(call, error)
     gauge.failures += 1
     gauge.failures_in_row += 1
     gauge.last_failure_s = clock()
+
+
+def _unsent(call: Call, error: ConsortError) -> None:
+    """A model here that refuses a request, and an endpoint that is not there, were handed nothing."""
+    if call.first_s is None and isinstance(error, (ModelError, UnreachableError)):
+        call.sent_bytes = 0
 
 
 def _ended(call: Call, gauge: Gauge, clock: Callable[[], float]) -> None:
@@ -224,19 +233,23 @@ class MeteredSessions(Metered):
             session, first = self._white_box.open(request)
         except ConsortError as error:
             call.outcome = error.code
+            _unsent(call, error)
             raise
         call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
         call.first_s = self._clock() - call.began_s
+        call.prompt_tokens, call.counted = request_tokens(self._white_box, session, request)
+        call.request_tokens, call.completion_tokens = call.prompt_tokens, 1  # it was asked for the first one
         return _MeteredSession(session, call, self._clock), first
 
 
 class _MeteredSession:
     """A session whose tokens are counted; used by one thread at a time, as any."""
 
-    __slots__ = ("_call", "_clock", "_session")
+    __slots__ = ("_call", "_clock", "_is_extended", "_session")
 
     def __init__(self, session: Session, call: Call, clock: Callable[[], float]) -> None:
         self._session, self._call, self._clock = session, call, clock
+        self._is_extended = False
 
     def extend(self, ids: Sequence[int]) -> list[TopK]:
         call = self._call
@@ -246,9 +259,12 @@ class _MeteredSession:
         except ConsortError as error:
             call.outcome = error.code
             raise
-        # a look is asked for the token it writes; what it catches up with beside the last one is read
-        call.completion_tokens += 1
-        call.prompt_tokens += len(ids) - 1
+        # a look is asked for the token it writes; what it catches up with beside its own last one is read;
+        # where that is several tokens at first, another wrote them, and its own first look was no token
+        first_was_its_own = self._is_extended or len(ids) == 1
+        call.completion_tokens += first_was_its_own
+        call.prompt_tokens += len(ids) - first_was_its_own
+        self._is_extended = True
         return found
 
     def rewind(self, num_tokens: int) -> None:

@@ -26,9 +26,9 @@ def takeover(
     silence_s: float = SILENCE_S,
     only_begun: bool = False,
 ) -> Strategy:
-    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`. Without an edge,
-    `strategy` answers alone. `only_begun`: what fails before its first word is left to the caller, who has
-    another answer; silence is then an UpstreamError."""
+    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`. Without an
+    edge, `strategy` answers alone. `only_begun`: what fails before its first word is left to the caller, who
+    has another answer; silence is then an UpstreamError."""
 
     async def rescued(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if not consort.edges:  # nobody to go on: what fails is told as it is

@@ -15,7 +15,7 @@ from random import Random
 
 import orjson
 
-from consort.errors import ConsortError, RequestError, UpstreamError
+from consort.errors import ConsortError, RequestError, UnreachableError, UpstreamError
 from consort.models.connections import BrokenError, Connection, Pool, unreached
 from consort.models.openai_stream import (
     NotAnAnswerError,
@@ -94,15 +94,22 @@ class Remote:
 
     async def _answering(self, path: str, body: bytes) -> Connection:
         """The connection, its headers read: tried again while nothing of an answer was seen."""
+        is_sent = False
         for attempt in range(1, self._endpoint.attempts + 1):
             wait_s = self._rng.uniform(0, self._endpoint.backoff_s * 2 ** (attempt - 1))
             try:
                 connection = await self._opened().post(path, body)
             except (BrokenError, OSError) as error:
-                failure: ConsortError = self._failed(unreached(error))
+                # where no connection came about, nothing was sent
+                is_sent |= isinstance(error, BrokenError | TimeoutError)
+                what = unreached(error)
+                failure: ConsortError = (
+                    self._failed(what) if is_sent else UnreachableError(what, where=self.name)
+                )
             else:
                 if connection.status == 200:
                     return connection
+                is_sent = True
                 failure = await self._refused(connection)
                 if connection.status not in RETRIED:
                     break

@@ -229,3 +229,14 @@ def test_a_replay_repeats_with_its_seed(tmp_path: Path) -> None:
     assert isinstance(first, Replayed)
     assert first == again
     assert first.money != other.money
+
+
+def test_requests_that_failed_are_on_neither_side_and_do_not_hide_what_labels_tell(tmp_path: Path) -> None:
+    history = served(tmp_path, share=1.0, threshold=0.5)
+    failed = replace(history.rows[-1], id="failed", strategy="defer", outcome="unusable_model", calls=())
+    with_failure = replace(history, rows=(*history.rows, failed))
+    found, before = replay(with_failure, Policy()), replay(history, Policy())
+    assert before.quality is not None
+    assert found == replace(before, failed=1)
+    with pytest.raises(DataError, match="was answered"):
+        replay(replace(history, rows=(failed,)), Policy())

@@ -493,6 +493,10 @@ def test_an_ollama_client_chats_and_lists(tmp_path: Path) -> None:
         assert "".join(part.message.content for part in pieces) == LARGE
         assert pieces[-1].done
         assert "consort/vote" in [model.model for model in (await client.list()).models]
+        assert (await client.show("large")).capabilities == ["completion"]
+        assert "consort/mix" not in here.service.names()  # nobody steers here
+        with pytest.raises(ollama.ResponseError):
+            await client.show("nothing")
         with pytest.raises(ollama.ResponseError):
             await client.chat("nothing", turns)
         await client._client.aclose()

@@ -171,7 +171,7 @@ def test_what_is_read_along_is_written_down_where_it_is_read(tmp_path):
 
 
 def test_what_a_key_may_spend_ends_what_it_reads_along(tmp_path):
-    secret = add_key(tmp_path / "keys.json", Key("edge", budget=25e-6))  # two tokens and a half
+    secret = add_key(tmp_path / "keys.json", Key("edge", budget=35e-6))  # three tokens and a half
 
     async def work() -> None:
         async with far(tmp_path) as (_, _open, here):

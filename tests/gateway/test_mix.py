@@ -68,9 +68,17 @@ async def _mixed(here: Live, cloud: LM) -> None:
     receipt = same["consort"]["receipt"]
     (note,) = receipt["notes"]
     assert (note["strategy"], note["changed"], note["weight"]) == ("mix", 0, 0.0)
-    (call,) = receipt["calls"]
-    assert (call["model"], call["outcome"]) == ("cloud", "done")
-    assert call["completion_tokens"] in (note["tokens"], note["tokens"] - 1)  # the last one is not read
+    calls = {call["model"]: call for call in receipt["calls"]}
+    assert calls.keys() == {"cloud", "proxy"}
+    assert all(call["outcome"] == "done" and call["counted"] for call in receipt["calls"])
+    # alone it read and wrote as much; mixing, the token that ends an answer was asked for too
+    read, wrote = plain["usage"]["prompt_tokens"], calls["cloud"]["completion_tokens"]
+    assert calls["cloud"]["prompt_tokens"] == read == same["usage"]["prompt_tokens"]
+    assert wrote == note["tokens"] == same["usage"]["completion_tokens"] == receipt["cloud_tokens"]
+    assert wrote - plain["usage"]["completion_tokens"] == (plain["choices"][0]["finish_reason"] == "stop")
+    assert receipt["edge_tokens"] == calls["proxy"]["completion_tokens"] == wrote
+    _, least = await here.ask(model="consort/mix", max_tokens=1)
+    assert least["usage"]["completion_tokens"] == 1
     events = await here.stream(model="consort/mix", consort={"mix_weight": 2, "receipt": True}, **asked)
     assert {event["model"] for event in events if event != "[DONE]"} <= {"cloud", "proxy", "consort/mix"}
     assert text_of(events) != text

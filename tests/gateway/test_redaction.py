@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from consort.config_file import load_config
+from consort.config_serve import ServeConfig
+from consort.errors import ConsortError
+from consort.gateway.keys import Door
+from consort.gateway.ledger import Ledger
+from consort.gateway.service import Service
 from consort.models.remote import Endpoint, Remote
 from tests.gateway.live import Live, live, text_of
 from tests.inference.consorts import says
@@ -72,3 +80,43 @@ def test_a_request_cannot_switch_off_what_is_configured(tmp_path: Path) -> None:
     ((status, body), up) = through(tmp_path, work, redact=True)
     assert (status, body["error"]["param"]) == (400, "consort.redact")
     assert not up.requests
+
+
+def test_the_configuration_names_who_finds_private_spans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "consort.toml"
+    file.write_text('[serve]\nredact = true\ndetectors = ["builtin", "presidio"]\n')
+    config = load_config(file).serve
+    assert config.detectors == ("builtin", "presidio")
+    found = ModuleType("presidio_analyzer")
+    found.AnalyzerEngine = lambda: SimpleNamespace(  # type: ignore[attr-defined]
+        analyze=lambda text, language: [SimpleNamespace(start=0, end=4, entity_type="LOCATION")]
+    )
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", found)
+    cloud = says("large", "in [PLACE_1]")
+
+    async def work() -> None:
+        async with live(tmp_path / "state", cloud=cloud, redact=True, detectors=config.detectors) as here:
+            _, answer = await here.ask("Ulm? +49 731 1234567", model="consort/cloud")
+            assert answer["choices"][0]["message"]["content"] == "in Ulm?"
+
+    asyncio.run(work())
+    sent = cloud.calls[0].messages[0].content
+    assert "Ulm" not in sent
+    assert "1234567" not in sent
+
+
+@pytest.mark.parametrize(
+    ("detectors", "words"),
+    [(("presidio",), "pip install presidio-analyzer"), (("gliner",), "Hub id"), (("magic",), "known are")],
+)
+def test_a_detector_that_is_not_there_is_named_before_anything_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detectors: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    ledger, door = Ledger(tmp_path), Door(tmp_path / "keys.json")
+    with pytest.raises(ConsortError, match=words) as refused:
+        Service(ServeConfig(detectors=detectors), edges=(), cloud=None, door=door, ledger=ledger)
+    ledger.close()
+    assert refused.value.where.startswith("serve.")

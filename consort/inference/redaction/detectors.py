@@ -45,6 +45,8 @@ def detector(
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise ConfigError(f"no such kind: {unknown[0]}", where="redact", hint=f"known are {', '.join(KINDS)}")
+    if not names:
+        raise ConfigError("no detector finds nothing", where="serve.detectors", hint='as in ["builtin"]')
     detectors = [_named(name, model) for name in names]
     if detectors == [builtin] and not kinds:
         return builtin
@@ -98,9 +100,11 @@ def _named(name: str, model: str) -> Detector:
     if name == "gliner" and model:
         return gliner(model)
     if name == "gliner":
-        raise ConfigError("GLiNER needs a model", where="redact", hint="name its directory or Hub id")
+        raise ConfigError(
+            "GLiNER needs a model", where="serve.gliner_model", hint="name its directory or Hub id"
+        )
     raise ConfigError(
-        f"no detector is called {name}", where="redact", hint="known are builtin, presidio, gliner"
+        f"no detector is called {name}", where="serve.detectors", hint="known are builtin, presidio, gliner"
     )
 
 
@@ -110,4 +114,6 @@ def _kind(name: str) -> str:
 
 
 def _missing(what: str, package: str) -> MissingExtraError:
-    return MissingExtraError(f"{what} is not installed", where="redact", hint=f"pip install {package}")
+    return MissingExtraError(
+        f"{what} is not installed", where="serve.detectors", hint=f"pip install {package}"
+    )

@@ -279,7 +279,7 @@ class LocalSession:
     def __init__(self, engine: Engine, row: Row, *, alternatives: int, limits: tuple[int, int]) -> None:
         self._engine, self._row, self._alternatives = engine, row, alternatives
         self._vocabulary_size, self._context_tokens = limits
-        self._prompt_tokens = len(row.unread)
+        self.prompt_tokens = len(row.unread)
         self._text = list(row.unread)
 
     def extend(self, ids: Sequence[int]) -> list[TopK]:
@@ -305,7 +305,7 @@ class LocalSession:
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last ids; not those of the request."""
-        extended = self._row.filled - self._prompt_tokens
+        extended = self._row.filled - self.prompt_tokens
         if not 0 <= num_tokens <= extended:
             raise ModelError(f"cannot forget {num_tokens} of {extended} tokens")
         self._row.filled -= num_tokens
@@ -313,7 +313,7 @@ class LocalSession:
     def draft(self, answer: Sequence[int], growing: Growing) -> Future[Growing]:
         """Let a draft grow after the request and `answer`, of which only what is new is read; the session
         then holds this text. A draft that has no room stays empty."""
-        text = self._text[: self._prompt_tokens] + list(answer)
+        text = self._text[: self.prompt_tokens] + list(answer)
         room = self._context_tokens - len(text)
         if growing.shape.depth * growing.shape.width > room:
             done: Future[Growing] = Future()
