@@ -22,9 +22,15 @@ MIN_REPEAT = 8  # characters; a shorter beginning may come twice by chance
 def takeover(
     strategy: Strategy = cloud, *, rescuer: Strategy = edge, silence_s: float = SILENCE_S
 ) -> Strategy:
-    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`."""
+    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`. Without an
+    edge, `strategy` answers alone."""
 
     async def rescued(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
+        if not consort.edges:  # nobody to go on: what fails is told as it is
+            async with Closing(strategy(request, consort)) as stream:
+                async for chunk in stream:
+                    yield chunk
+            return
         sent: list[Chunk] = []
         try:
             async with Closing(strategy(request, consort)) as stream:

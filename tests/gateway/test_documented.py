@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,3 +121,12 @@ def test_a_proxy_behind_an_endpoint_is_an_error_and_not_left_out():
     serve = ServeConfig(proxy=ServedModel(base_url=EXAMPLE))
     with pytest.raises(ConfigError, match="the proxy runs here"):
         load_proxy(Config(serve=serve, runtime=RuntimeConfig(device="cpu")))
+
+
+def test_a_cloud_alone_that_is_not_there_is_what_the_answer_says(tmp_path):
+    far = ServedModel(base_url="http://127.0.0.1:9/v1", drafted=True)
+    service = open_service(Config(serve=ServeConfig(cloud=far, state=str(tmp_path))))
+    with running(service) as url, pytest.raises(urllib.error.HTTPError) as caught:
+        asked(url, "consort/speculate", 0)
+    assert caught.value.code == 502
+    assert b"cannot be reached: connection refused" in caught.value.read()
