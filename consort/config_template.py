@@ -75,12 +75,17 @@ def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:
             if isinstance(value, tuple):
                 if not value and get_args(hints[field.name])[0] is not str:
                     continue  # an array of tables without any
-                line = f"{field.name} = {json.dumps(value)}"
+                items = (_assigned("", item).removeprefix('"" = ') for item in value)
+                line = f"{field.name} = [{', '.join(items)}]"
             else:
-                line = tomli_w.dumps({field.name: value}).rstrip("\n")
+                line = _assigned(field.name, value)
             comment = comments.get(field.name, "")
             values.append(f"{line}  # {comment}" if comment else line)
     return values + below
+
+
+def _assigned(key: str, value: object) -> str:
+    return tomli_w.dumps({key: value}).rstrip("\n")
 
 
 def _purpose(table: object, explained: set[type]) -> list[str]:

@@ -16,7 +16,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from consort.cli import VERBS, command_line, verb_module
 from consort.config import Config, DeviceConfig
@@ -77,7 +77,7 @@ def _keys(table: Any, section: str) -> Iterator[str]:
     below = {
         name: value
         for name, value in values.items()
-        if dataclasses.is_dataclass(value) or isinstance(value, tuple)
+        if dataclasses.is_dataclass(value) or (isinstance(value, tuple) and not isinstance(value[0], str))
     }
     yield from (f"### `{section}`" if section else "### Top level", "")
     yield from (_prose(inspect.getdoc(type(table)) or ""), "")
@@ -96,6 +96,8 @@ def _keys(table: Any, section: str) -> Iterator[str]:
 
 def _type(hint: Any) -> str:
     """As `consort check` names it; what a Literal offers stands in its comment."""
+    if get_origin(hint) is tuple:
+        return "list of strings"
     return TYPES[hint if isinstance(hint, type) else type(get_args(hint)[0])]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from consort.bench.demo import demo_config
 from consort.bench.suite import write_suite
 from consort.config import Config, DeviceConfig, ModelConfig, ProxyConfig
+from consort.config_serve import ServeConfig, ServedModel
 from consort.config_template import render_template
 from consort.errors import ConfigError
 
@@ -33,6 +34,10 @@ SAMPLE = Config(
             memory_gb=8.0,
             slm=ModelConfig(model="TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
         ),
+    ),
+    serve=ServeConfig(
+        edges=(ServedModel(name="bank", model="HuggingFaceTB/SmolLM2-135M-Instruct"),),
+        cloud=ServedModel(name="cloud", model="Qwen/Qwen2.5-1.5B-Instruct"),
     ),
 )
 
