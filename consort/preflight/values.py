@@ -200,7 +200,7 @@ def _tables(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(table, field.name)
         if dataclasses.is_dataclass(value):
             yield from _tables(value, f"{prefix}{field.name}.")
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             for index, row in enumerate(value):
                 yield from _tables(row, f"{prefix}{field.name}.{index}.")
 
