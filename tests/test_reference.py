@@ -37,7 +37,10 @@ def test_every_key_verb_and_exported_name_has_its_place():
 
 def sections(table, path):
     """Every table of the configuration with its own keys, under the heading it has on the page."""
-    below = {key: value for key, value in table.items() if isinstance(value, dict | list)}
+    lists = {key for key, value in table.items() if isinstance(value, list) and isinstance(value[0], str)}
+    below = {
+        key: value for key, value in table.items() if isinstance(value, dict | list) and key not in lists
+    }
     yield f"`{path}`" if path else "Top level", table.keys() - below.keys()
     for key, value in below.items():
         inner = f"{path.strip('[]')}.{key}".lstrip(".")
