@@ -40,6 +40,7 @@ def test_every_example_is_run_here():
     assert [file.name for file in EXAMPLES.glob("*.py") if f'printed("{file.name}"' not in here] == []
 
 
+@pytest.mark.slow
 def test_distributions_cross_at_every_shared_cut_and_the_actual_token_loses_nothing():
     text = printed("align_tokenizers.py")
     tokens = [line.split("  ", 1)[1].split("|") for line in text.splitlines()[:2]]
@@ -56,6 +57,7 @@ def test_distributions_cross_at_every_shared_cut_and_the_actual_token_loses_noth
         assert float(after) >= float(before) - 0.001
 
 
+@pytest.mark.slow
 def test_knowledge_survives_its_packet_and_a_damaged_one_is_refused():
     text = printed("pack_knowledge.py")
     dense_bytes, packet_bytes = (
