@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Means:
     """What strategies are made of beside their parameters: scorers, the client's shelf, what is measured, who
-    drafts, how single tokens are deferred, who steers a mixture (the proxy, and
-    the first edge where it can be read), the weight learned for it."""
+    drafts, how single tokens are deferred, who steers a mixture (the proxy, and the first edge where it can
+    be read), the weight learned for it, what finds private spans."""
 
     before: Scorer
     after: Scorer

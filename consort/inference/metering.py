@@ -235,7 +235,6 @@ class MeteredSessions(Metered):
             call.outcome = error.code
             _unsent(call, error)
             raise
-        call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
         call.first_s = self._clock() - call.began_s
         call.prompt_tokens, call.counted = request_tokens(self._white_box, session, request)
         call.request_tokens, call.completion_tokens = call.prompt_tokens, 1  # it was asked for the first one
