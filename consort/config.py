@@ -111,6 +111,9 @@ class TuneConfig:
         0  # prompts a device's proxy makes up in the cloud each round, beside the public rows
     )
     samples_share: float = 0.25  # of a batch in the cloud, once there are made-up prompts
+    # after the last round a copy of the proxy that travels learns how the LLM answers public prompts, so that
+    # more of its drafts are accepted; 0: the proxy drafts as it travelled
+    drafter_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 the devices' SLMs.
 
     consort demo --run-dir runs/demo
-    python experiments/acceptance.py runs/demo [--rows 60]       # experiments/results/acceptance.{json,md}
+    python experiments/acceptance.py demo runs/demo       # experiments/results/acceptance.{json,md}
+    python experiments/pretrain_real.py                   # real data's base models, once
+    python experiments/acceptance.py real [--seeds 0 1 2] # experiments/results/acceptance_real.{json,md}
 
 The co-tuned cloud answers test prompts of each domain; after every prefix of its answer each drafter drafts
 one token with the noise of the answer. A prompt is one observation: intervals are bootstrapped over prompts.
@@ -13,19 +15,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from acceptance_consorts import BEFORE, Contender, Trial, demo, real
 from provenance import commit, hardware
 
-from consort.bench.suite import generate_suite
-from consort.config import RuntimeConfig
-from consort.models import zoo
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
-from consort.training.tuned import load_tuned
-from consort.types import DraftShape, Message, Request
+from consort.types import DraftShape, Request
 
 RESULTS = Path(__file__).parent / "results"
 ONE = DraftShape(
@@ -33,40 +33,9 @@ ONE = DraftShape(
 )  # another tokenizer's last token is not sure: two, of which the first
 TEMPERATURES = (0.0, 1.0)
 MAX_TOKENS = 48
-SEED = 0
-CPU = RuntimeConfig(device="cpu")
+SEED = 0  # of the bootstrap
 
-
-@dataclass(frozen=True)
-class Contender:
-    """A drafter, and the domains it drafts in: all, or its own device's."""
-
-    name: str
-    lm: LocalLM
-    domain: str = ""
-
-
-def opened(name: str, model: str, adapter: Path | None = None) -> LocalLM:
-    loaded = load_tuned(model, adapter=adapter, runtime=CPU)
-    loaded.name = name
-    return LocalLM(loaded, answers=1, sessions=2, context_tokens=512)
-
-
-def contenders(run_dir: Path, domains: list[str]) -> list[Contender]:
-    adapters = run_dir / "adapters"
-    found = [
-        Contender("proxy, co-tuned", opened("co-tuned", f"zoo:{zoo.PROXY}", adapters / "proxy")),
-        Contender("proxy, before", opened("before", f"zoo:{zoo.PROXY}")),
-    ]
-    found += [
-        Contender("the device's SLM, co-tuned", opened(domain, str(adapters / domain)), domain)
-        for domain in domains
-    ]
-    found += [
-        Contender("the device's SLM, before", opened(edge, f"zoo:{edge}"), domain)
-        for domain, edge in zip(domains, zoo.EDGES, strict=True)
-    ]
-    return found
+Hits = dict[tuple[str, str, float], list[list[bool]]]  # by contender, domain and temperature: answers' tokens
 
 
 async def accepted(contender: Contender, cloud: LocalLM, request: Request, answer: list[int]) -> list[bool]:
@@ -80,105 +49,106 @@ async def accepted(contender: Contender, cloud: LocalLM, request: Request, answe
     return right
 
 
-async def measured(run_dir: Path, rows: int) -> dict[tuple[str, str, float], list[list[bool]]]:
-    suite = generate_suite(SEED)
-    domains = list(suite.devices)
-    cloud = opened("cloud", f"zoo:{zoo.CLOUD}", run_dir / "adapters" / "cloud")
-    found: dict[tuple[str, str, float], list[list[bool]]] = {}
-    drafters = contenders(run_dir, domains)
-    for domain in domains:
-        for number, row in enumerate(suite.devices[domain]["test"][:rows]):
+async def measured(trial: Trial, found: Hits) -> None:
+    """Add every contender's hits on every answer to `found`."""
+    for domain, prompts in trial.prompts.items():
+        for number, messages in enumerate(prompts):
             for temperature in TEMPERATURES:
-                asked = Message("user", f"{row.instruction}\n{row.input}".strip())
-                request = Request((asked,), max_tokens=MAX_TOKENS, temperature=temperature, seed=number)
-                writing = await cloud.write(request)
+                request = Request(messages, max_tokens=MAX_TOKENS, temperature=temperature, seed=number)
+                writing = await trial.cloud.write(request)
                 answer = [token async for piece in writing.written() for token in piece.ids]
-                for contender in drafters:
-                    if contender.domain in ("", domain):
-                        right = await accepted(contender, cloud, request, answer)
-                        found.setdefault((contender.name, domain, temperature), []).append(right)
+                for each in trial.contenders:
+                    if answer and each.domain in ("", domain):
+                        right = await accepted(each, trial.cloud, request, answer)
+                        found.setdefault((each.name, domain, temperature), []).append(right)
         print(domain, flush=True)
-    return found
 
 
-def interval(rows: list[list[bool]]) -> tuple[float, float, float]:
-    """Share of accepted tokens with a 95 % interval."""
+def share(rows: Sequence[Sequence[bool]], less: Sequence[Sequence[bool]] = ()) -> list[float]:
+    """Share of accepted tokens, or by how much it is more than another's of the same answers, with a 95 %
+    interval."""
     hits, counts = np.array([sum(row) for row in rows]), np.array([len(row) for row in rows])
-    rng = np.random.default_rng(SEED)
-    drawn = rng.integers(0, len(rows), (2000, len(rows)))
-    shares = hits[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return float(hits.sum() / counts.sum()), float(low), float(high)
+    if less:
+        hits = hits - np.array([sum(row) for row in less])
+    drawn = np.random.default_rng(SEED).integers(0, len(rows), (2000, len(rows)))
+    low, high = np.quantile(hits[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return [round(float(value), 4) for value in (hits.sum() / counts.sum(), low, high)]
+
+
+def summary(found: Hits) -> dict[str, Any]:
+    """Shares by temperature, drafter and domain; and each proxy's less the one before co-tuning."""
+    names = list(dict.fromkeys(name for name, _, _ in found))
+    domains = list(dict.fromkeys(domain for _, domain, _ in found))
+    result: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        rows = {name: {domain: found[name, domain, temperature] for domain in domains} for name in names}
+        everywhere = {name: [row for of in rows[name].values() for row in of] for name in names}
+        result[f"{temperature:g}"] = {
+            "accepted": {
+                name: {domain: share(of) for domain, of in rows[name].items()}
+                | {"all": share(everywhere[name])}
+                for name in names
+            },
+            "less_before": {
+                name: share(everywhere[name], everywhere[BEFORE])
+                for name in names
+                if name.startswith("proxy") and name != BEFORE
+            },
+        }
+    return result
+
+
+def as_markdown(heading: str, about: str, result: Mapping[str, Any]) -> str:
+    lines = [f"# {heading}", "", about, ""]
+    for temperature, of in result.items():
+        domains = list(next(iter(of["accepted"].values())))
+        lines += [f"Temperature {temperature}", "", f"| | {' | '.join(domains)} |"]
+        lines.append("|---" * (len(domains) + 1) + "|")
+        for name, shares in of["accepted"].items():
+            lines.append(f"| {name} | {' | '.join(map(_percent, shares.values()))} |")
+        lines.append("")
+        for name, less in of["less_before"].items():
+            lines.append(
+                f"{name[0].upper()}{name[1:]}, less before, the same answers: {_percent(less)} points."
+            )
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _percent(shown: Sequence[float]) -> str:
+    middle, low, high = (100 * value for value in shown)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--rows", type=int, default=60, help="test rows a domain")
+    consorts = parser.add_subparsers(dest="consort", required=True)
+    consorts.add_parser("demo").add_argument("run_dir", type=Path)
+    consorts.add_parser("real").add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for each in consorts.choices.values():
+        each.add_argument("--rows", type=int, default=40, help="test rows a domain")
     args = parser.parse_args()
-    found = asyncio.run(measured(args.run_dir, args.rows))
-    domains = sorted({domain for _, domain, _ in found})
-    names = list(dict.fromkeys(name for name, _, _ in found))
-    table: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for temperature in TEMPERATURES:
-        for name in names:
-            shares = {domain: interval(found[name, domain, temperature]) for domain in domains}
-            everything = [row for domain in domains for row in found[name, domain, temperature]]
-            shares["all"] = interval(everything)
-            table.setdefault(f"{temperature:g}", {})[name] = {
-                domain: [round(value, 4) for value in share] for domain, share in shares.items()
-            }
-    differences = {}
-    for temperature in TEMPERATURES:
-        rng = np.random.default_rng(SEED)
-        pairs = [
-            (np.mean(one), np.mean(other))
-            for domain in domains
-            for one, other in zip(
-                found[names[0], domain, temperature], found[names[1], domain, temperature], strict=True
-            )
-            if one
-        ]
-        apart = np.array([one - other for one, other in pairs])
-        means = apart[rng.integers(0, len(apart), (2000, len(apart)))].mean(1)
-        differences[f"{temperature:g}"] = [
-            round(float(value), 4) for value in (apart.mean(), *np.quantile(means, [0.025, 0.975]))
-        ]
-    sizes = {
-        name: sum(p.numel() for p in opened(name, f"zoo:{name}").model.module.parameters())
-        for name in zoo.NAMES
-    }
-    about = {"commit": commit(), "hardware": hardware(), "seed": SEED, "rows": args.rows, "sizes": sizes}
-    written = {**about, "acceptance": table, "co_tuned_minus_before_per_prompt": differences}
-    (RESULTS / "acceptance.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    lines = [
-        "# Tokens of the co-tuned cloud's answers that each drafter foresees",
-        "",
-        f"{args.rows} test prompts a domain of the demo's run, up to {MAX_TOKENS} tokens each, percent with "
-        f"95 % intervals over prompts; commit {about['commit']}, seed {SEED}.",
-        "",
-    ]
-    for temperature, shares_of in table.items():
-        lines += [
-            f"Temperature {temperature}",
-            "",
-            f"| | {' | '.join([*domains, 'all'])} |",
-            "|---" * (len(domains) + 2) + "|",
-        ]
-        for name, shares in shares_of.items():
-            cells = [f"{100 * m:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for m, low, high in shares.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        mean, low, high = differences[temperature]
-        lines += [
-            "",
-            "Co-tuned less before, paired by prompt: "
-            f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points.",
-            "",
-        ]
-    (RESULTS / "acceptance.md").write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    found: Hits = {}
+    if args.consort == "demo":
+        where, seeds, name = "the demo's run", [0], "acceptance"
+        asyncio.run(measured(demo(args.run_dir, args.rows), found))
+    else:
+        where, seeds, name = "the consort on real data", args.seeds, "acceptance_real"
+        for seed in seeds:
+            asyncio.run(measured(real(seed, args.rows), found))
+    result = {"commit": commit(), "hardware": hardware(), "seeds": seeds, "rows": args.rows}
+    result |= {"temperatures": summary(found)}
+    about = (
+        f"{args.rows} test prompts a domain of {where}, up to {MAX_TOKENS} tokens each, percent with 95 % "
+        f"intervals over prompts; commit {result['commit']}, seeds {', '.join(map(str, seeds))}."
+    )
+    heading = "Tokens of the co-tuned cloud's answers that each drafter foresees"
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = as_markdown(heading, about, result["temperatures"])
+    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":

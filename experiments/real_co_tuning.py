@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from consort.config import (
 from consort.federated import baselines
 from consort.federated.baselines import Site, Tuned
 from consort.federated.cloud import Cloud
-from consort.federated.co_plms import co_tune
+from consort.federated.co_plms import Outcome, co_tune
 from consort.federated.journal import Journal
-from consort.federated.party import Device, PrivateRows
+from consort.federated.party import Device, PrivateRows, PrivateState
 from consort.files import whole_file
 from consort.models.local import LocalModel, load_model
 from consort.training.adapters import (
@@ -218,7 +218,7 @@ def measure(config: Config, data: real_data.RealData, tuned: Tuned, *, llm: bool
     devices = {}
     for device in config.devices:
         rows = data.devices[device.name]
-        model = _device_model(config, device, tuned)
+        model = device_model(config, device, tuned)
         devices[device.name] = _scores(model, rows.test, config) | {
             "majority": majority_baseline(
                 [row.answer or "" for row in rows.train], [row.answer or "" for row in rows.test]
@@ -239,7 +239,17 @@ def measure(config: Config, data: real_data.RealData, tuned: Tuned, *, llm: bool
     }
 
 
-def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned, dict[str, Any]]:
+@dataclass(frozen=True)
+class CoTuned:
+    """What a run of Co-PLMs leaves: the cloud, every message, and the devices' own states."""
+
+    cloud: Cloud
+    outcome: Outcome
+    states: dict[str, PrivateState | None]
+
+
+def run_co_plms(arm: str, config: Config, data: real_data.RealData) -> CoTuned:
+    """One run; a finished one is read from its journal."""
     proxy_dir, work = prepare_proxy(), WORK / f"{arm}-{config.seed}"
     bridge = rival_bridge if arm == "rival_alignment" else None
     devices = [
@@ -259,16 +269,21 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
         outcome = co_tune(
             cloud, devices, config.tune, journal=journal, seed=config.seed, report=lambda line: None
         )
+    return CoTuned(cloud, outcome, {device.name: device.state() for device in devices})
+
+
+def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned, dict[str, Any]]:
+    proxy_dir, run = prepare_proxy(), run_co_plms(arm, config, data)
+    outcome, states = run.outcome, run.states
     up, down = dict.fromkeys(data.devices, 0), dict.fromkeys(data.devices, 0)
     for message in outcome.traffic:
         assert not message.left_out, message
         up[message.party] += message.uplink_bytes
         down[message.party] += message.downlink_bytes
-    states = {device.name: device.state() for device in devices}
     tuned = Tuned(
         {name: state.slm for name, state in states.items() if state}, {}, outcome.cloud.llm or None, up, down
     )
-    shared = cloud.decode(outcome.cloud.broadcast)
+    shared = run.cloud.decode(outcome.cloud.broadcast)
     proxies = {}
     for name, state in states.items():
         proxy = load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
@@ -340,7 +355,7 @@ def rival_bridge(teacher: Vocabulary, student: Vocabulary) -> Bridge:
     return cross
 
 
-def _device_model(config: Config, device: DeviceConfig, tuned: Tuned) -> LocalModel:
+def device_model(config: Config, device: DeviceConfig, tuned: Tuned) -> LocalModel:
     if device.name in tuned.proxies:
         proxy = load_proxy(
             MODELS / "proxy",

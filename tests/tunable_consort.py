@@ -58,6 +58,7 @@ def tunable_config(folder: Path) -> Config:
             top_k=1000,  # all tokens: an untrained teacher's best ones would hold no answer, so teach nothing
             proxy_answers=4,
             public_samples=2,
+            drafter_steps=1,
         ),
         runtime=RuntimeConfig(device="cpu"),
         eval=EvalConfig(max_new_tokens=4),

@@ -1,7 +1,7 @@
 """What a run leaves of its models, as PEFT directories or whole: the devices', the cloud's, and the proxies.
 
-A proxy is kept twice over: as it travels, and for each device with what never left it, which is the copy that
-drafts and judges best there. Does not say how they are served (`served`).
+A proxy is kept as it travels, which drafts best, and for each device with what never left it, which answers and
+judges best there. Does not say how they are served (`served`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from consort.bench.served import ADAPTERS, CLOUD, PROXIES, PROXY, own_proxy
+from consort.bench.served import ADAPTERS, CLOUD, DRAFTER, PROXIES, PROXY, own_proxy
 from consort.config import Config, ModelConfig
 from consort.federated.party import PrivateState
 from consort.files import whole_file
@@ -62,16 +62,21 @@ def keep_models(config: Config, run_dir: Path, *, llm: Mapping[str, FloatArray],
             save_tuned(model, run_dir / ADAPTERS / name, base=settings.model)
 
 
-def keep_proxies(config: Config, run_dir: Path, proxy_dir: Path, *, shared: Adapter, states: States) -> None:
-    """The proxy's adapter as it travels in `adapters/proxy`, and each device's own in `proxies/NAME`."""
+def keep_proxies(
+    config: Config, run_dir: Path, proxy_dir: Path, *, shared: Adapter, drafter: Adapter, states: States
+) -> None:
+    """The proxy's adapter as it travels in `adapters/proxy`, its copy that was taught to draft, if any, in
+    `adapters/drafter`, and each device's own in `proxies/NAME`."""
     base = str(proxy_dir.absolute()) if own_proxy(config) else config.proxy.model
 
-    def loaded() -> LocalModel:
-        return load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
+    def loaded(adapter: Adapter) -> LocalModel:
+        return load_proxy(proxy_dir, config.proxy, config.runtime, shared=adapter, seed=config.seed)
 
-    save_adapter(loaded(), SHARED, run_dir / ADAPTERS / PROXY, base=base)
+    save_adapter(loaded(shared), SHARED, run_dir / ADAPTERS / PROXY, base=base)
+    if config.tune.drafter_steps:
+        save_adapter(loaded(drafter), SHARED, run_dir / ADAPTERS / DRAFTER, base=base)
     for name, state in states.items():
-        proxy = loaded()
+        proxy = loaded(shared)
         if state is not None:
             write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
         stack_adapters(proxy, [SHARED, DOMAIN], into=OWN)

@@ -37,6 +37,7 @@ _PHASES = {
     "domain": "Domain-specific tuning of the proxy on each device",
     "mutual": "Mutual learning on each device",
     "cloud": "Mutual learning in the cloud",
+    "drafter": "The proxy learning to draft for the cloud model",
     "alone": "Each device's model tuned alone",
 }
 

@@ -225,7 +225,8 @@ class Run:
         config, run_dir = self.config, self.run_dir
         cloud = Cloud(config, self.data.public_train, proxy_dir=proxy_dir)
         keep_models(config, run_dir, llm=outcome.cloud.llm, states=states)
-        keep_proxies(config, run_dir, proxy_dir, shared=cloud.decode(outcome.cloud.broadcast), states=states)
+        shared, drafter = cloud.decode(outcome.cloud.broadcast), cloud.decode(outcome.drafter)
+        keep_proxies(config, run_dir, proxy_dir, shared=shared, drafter=drafter, states=states)
         keep_text(run_dir / SERVED, dump_config(served_here(config)))
         keep_text(run_dir / "README.md", model_card(result, config))
         keep_text(run_dir / "result.json", json.dumps(result.to_json()) + "\n")
@@ -237,7 +238,7 @@ def planned_steps(config: Config) -> int:
     devices = len(config.devices)
     measured = (devices + 1) + devices + (devices + 1) + devices  # before, alone, after, and what is shown
     rounds = config.tune.rounds * (num_drawn(devices, config.tune.participation) + 1)
-    return own_proxy(config) + devices + 1 + rounds + measured
+    return own_proxy(config) + devices + 1 + rounds + (config.tune.drafter_steps > 0) + measured
 
 
 def run_co_tuning(

@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from consort.config import Config
+from consort.errors import ModelError
 from consort.federated.aggregate import average_adapters
 from consort.federated.journal import Entry
 from consort.federated.packets import decode_adapter, encode_adapter
@@ -160,6 +161,40 @@ class Cloud:
         after = CloudState(read_parameters(learned), packet)
         rows = tuple({"phase": "cloud", "round": round_number, "party": "cloud", **row} for row in log)
         return Entry(after.packed(), {"truncation_error": average.relative_error}, rows)
+
+    def teach_drafter(self, state: CloudState) -> Entry:
+        """The shared adapter as a packet, after it has learned the LLM's distributions over the LLM's own
+        greedy answers to public prompts: the text that it will draft (DistillSpec, arXiv 2310.08461).
+
+        It forgets some of what the devices taught it, so it is a copy that drafts; the broadcast stays.
+        """
+        tune, seed, window = self.config.tune, self.config.seed + 700, self.config.cloud.max_tokens
+        llm, _ = self.load_llm(state)
+        proxy = self._proxy(self.decode(state.broadcast), name="drafter")
+        order = np.random.default_rng(seed).permutation(len(self.public))
+        asked = [self.public[index] for index in order[: tune.drafter_steps * tune.batch_rows]]
+        replies = answered(
+            llm, asked, max_new_tokens=self.config.eval.max_new_tokens, readers=[(proxy, window)]
+        )
+        if not replies:
+            raise ModelError(
+                "the LLM leaves every public prompt unanswered, so nothing teaches the drafter",
+                where="cloud",
+                hint="set tune.drafter_steps = 0",
+            )
+        log = co_train(
+            [
+                Learner(proxy, lora_parameters(proxy, SHARED), self.config.proxy.learning_rate, window),
+                Learner(llm, max_tokens=window),
+            ],
+            [pool_of(replies)],
+            tune,
+            steps=tune.drafter_steps,
+            seed=seed,
+        )
+        packet, _ = encode_adapter(read_adapter(proxy, SHARED), bits=tune.update_bits, residual=None)
+        last = {"phase": "drafter", "round": tune.rounds, "party": "cloud"}
+        return Entry(packet, {}, tuple({**last, **row} for row in log))
 
     def _lessons(self, contribution: Contribution, seed: int) -> list[Example]:
         tune, tokens = self.config.tune, self.config.eval.max_new_tokens

@@ -43,10 +43,12 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a run: the cloud's state and every message of it."""
+    """The end of a run: the cloud's state, every message, and the shared adapter that drafts, as a packet
+    which a device fetches when it serves."""
 
     cloud: CloudState
     traffic: tuple[Traffic, ...]
+    drafter: bytes
 
 
 def co_tune(
@@ -93,7 +95,7 @@ def co_tune(
             )
         report(f"round {round_number + 1}: cloud learns from {len(contributions)} devices")
         state = CloudState.unpacked(_absorbed(cloud, contributions, state, round_number, journal).payload)
-    return Outcome(state, tuple(traffic))
+    return Outcome(state, tuple(traffic), _drafter(cloud, state, options, journal, report))
 
 
 def num_drawn(parties: int, participation: float) -> int:
@@ -201,6 +203,13 @@ def _limited(judged: _Judged, norm_limit: float, rows_limit: float) -> _Judged:
     if rows <= rows_limit:
         return judged
     return judged._replace(contribution=replace(judged.contribution, num_examples=max(1, int(rows_limit))))
+
+
+def _drafter(cloud: Cloud, state: CloudState, options: TuneConfig, journal: Journal, report: Report) -> bytes:
+    if options.drafter_steps == 0:
+        return state.broadcast
+    report(f"the proxy learns to draft for the cloud model: {options.drafter_steps} steps")
+    return journal.once("drafter", lambda: cloud.teach_drafter(state)).payload
 
 
 def _absorbed(

@@ -90,6 +90,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "outlier_ratio": NOT_NEGATIVE,
         "public_samples": COUNT_OR_NONE,
         "samples_share": Range(low=0, high=1),
+        "drafter_steps": COUNT_OR_NONE,
     },
     RuntimeConfig: {"threads": COUNT, "workers": COUNT},
     ServeConfig: {

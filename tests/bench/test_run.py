@@ -103,6 +103,7 @@ def test_the_metrics_have_every_phase_of_every_party_once(finished: Finished) ->
         ("distil", "proxy"),
         *((phase, device) for phase in ("alone", "domain", "mutual") for device in ("bank", "shop")),
         ("cloud", "cloud"),
+        ("drafter", "cloud"),
     }
     assert {number for phase, number, _, _ in logged if phase == "mutual"} == {0, 1}
 
@@ -159,7 +160,15 @@ def test_the_tuned_models_load_again_and_answer_otherwise_than_before(finished: 
         untouched = model.hidden(ids)
         load_adapter(model, adapters / owner)
         assert not torch.equal(untouched, model.hidden(ids))
-    load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / "proxy")
+    for learned in ("proxy", "drafter"):
+        load_adapter(load_model(finished.run_dir / "proxy", runtime=CPU), adapters / learned)
+
+
+def test_the_proxy_that_was_taught_to_draft_is_served_where_there_is_one(finished: Finished) -> None:
+    config = finished.config
+    untaught = replace(config, tune=replace(config.tune, drafter_steps=0))
+    assert served_here(config).serve.proxy.adapter == "./adapters/drafter"
+    assert served_here(untaught).serve.proxy.adapter == "./adapters/proxy"
 
 
 @pytest.mark.parametrize("form", ["safetensors", "gguf"])

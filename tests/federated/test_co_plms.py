@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from consort.errors import ConsortError, UpdateError
 from consort.federated.aggregate import apply_change
-from consort.federated.cloud import Cloud, Contribution
+from consort.federated.cloud import Cloud, CloudState, Contribution
 from consort.federated.co_plms import _accepted, _compared, _Judged, co_tune
 from consort.federated.frames import unseal
 from consort.federated.journal import Journal
 from consort.federated.packets import ADAPTER, decode_adapter, encode_adapter
 from consort.federated.party import FAILURES_LOG, Device, PrivateRows, Update
-from consort.training.data import Sample
+from consort.models.local import generate
+from consort.training.adapters import SHARED, use_adapters
+from consort.training.data import Sample, prompt_ids
+from consort.training.proxy import load_proxy
 from consort.types import Adapter
 from tests.tunable_consort import rows, tunable_config
 
@@ -180,6 +184,49 @@ def test_one_party_without_a_cloud_step_gets_its_own_adapter_back(config, tmp_pa
     start = cloud.decode(cloud.first_broadcast())
     update = bank.local_round(start, 0)
     assert equal(shared, apply_change(start, decode_adapter(update.packet, base_sha256=start.base_sha256)))
+
+
+def test_a_taught_drafter_is_nearer_to_the_llm(config, tmp_path):
+    taught = replace(
+        config,
+        tune=replace(config.tune, drafter_steps=40),
+        proxy=replace(config.proxy, shared_rank=8, learning_rate=1e-2),
+    )
+    cloud = Cloud(taught, rows("public"), proxy_dir=config.proxy.model)
+    state = CloudState({}, cloud.first_broadcast())
+    llm, _ = cloud.load_llm(state)
+
+    def distance(packet):
+        """Total variation between the LLM's and the drafter's next tokens, in the LLM's answers."""
+        drafter = load_proxy(
+            config.proxy.model, taught.proxy, config.runtime, shared=cloud.decode(packet), seed=0
+        )
+        use_adapters(drafter, [SHARED])
+        apart = []
+        for row in rows("public"):
+            asked = prompt_ids(row, llm)
+            (said,) = generate(llm, [asked], max_new_tokens=4)
+            ids = torch.tensor([[*asked, *said]])
+            with torch.no_grad():
+                first, second = (
+                    model.module(input_ids=ids).logits[0, len(asked) - 1 :].softmax(-1)
+                    for model in (llm, drafter)
+                )
+            apart.append(float((first - second).abs().sum(-1).mean()) / 2)
+        return sum(apart) / len(apart)
+
+    assert distance(cloud.teach_drafter(state).payload) < 0.95 * distance(state.broadcast)
+
+
+def test_a_drafter_is_taught_after_the_last_round_and_the_round_is_as_without(config, tmp_path):
+    untaught = replace(config, tune=replace(config.tune, drafter_steps=0))
+    with_it, without = (
+        run(each, tmp_path / name)[0] for name, each in (("one", config), ("other", untaught))
+    )
+    assert without.drafter == without.cloud.broadcast
+    assert with_it.drafter != with_it.cloud.broadcast
+    assert with_it.cloud.packed() == without.cloud.packed()
+    assert with_it.traffic == without.traffic
 
 
 def test_what_is_said_of_labelled_rows_comes_from_the_proxy_that_is_configured(config, tmp_path):
