@@ -1,7 +1,7 @@
 """What a run leaves of its models, as PEFT directories or whole: the devices', the cloud's, and the proxies.
 
-A proxy is kept as it travels, which drafts best, and for each device with what never left it, which answers and
-judges best there. Does not say how they are served (`served`).
+A proxy is kept as it travels, which drafts best, and for each device with what never left it, which answers
+and judges best there. Does not say how they are served (`served`).
 """
 
 from __future__ import annotations
