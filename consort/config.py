@@ -49,6 +49,7 @@ class ProxyConfig:
     )
     shared_rank: int = 8  # the LoRA that travels
     domain_rank: int = 8  # the LoRA that never leaves its device
+    domain_share: float = 0.6  # of what that LoRA learned, when the proxy answers and teaches on its device
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from consort.models import zoo
 from consort.models.decoding.lm import LocalLM
 from consort.models.local import LocalModel
 from consort.training.adapters import DOMAIN, SHARED, lora_parameters, use_adapters, write_parameters
-from consort.training.proxy import load_proxy
+from consort.training.proxy import load_proxy, speak_for_device
 from consort.training.tuned import load_tuned
 from consort.types import Adapter, Message
 
@@ -87,7 +87,9 @@ def real(seed: int, rows: int) -> Trial:
         model = load_proxy(folder, config.proxy, config.runtime, shared=shared, seed=seed)
         if own:
             write_parameters(lora_parameters(model, DOMAIN), own.domain, where="proxy")
-        use_adapters(model, [SHARED, DOMAIN] if own else [SHARED])
+            speak_for_device(model, config.proxy)
+        else:
+            use_adapters(model, [SHARED])
         return _answering(model)
 
     contenders = [

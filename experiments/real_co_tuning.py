@@ -55,7 +55,7 @@ from consort.training.adapters import (
 from consort.training.answers import answer, made_up
 from consort.training.data import Sample
 from consort.training.lessons import Bridge
-from consort.training.proxy import distil_proxy, load_proxy
+from consort.training.proxy import distil_proxy, load_proxy, speak_for_device
 
 WORK = Path("runs/real_co_tuning")
 RESULTS = Path(__file__).parent / "results"
@@ -75,6 +75,9 @@ TUNE = TuneConfig(
 )
 CHANGES: dict[str, Callable[[Config], Config]] = {
     "co_plms": lambda config: config,
+    "co_plms_default_share": lambda config: replace(
+        config, proxy=replace(config.proxy, domain_share=ProxyConfig().domain_share)
+    ),
     # nothing but these rows teaches: whoever speaks about them should not have learned their answers
     "co_plms_labelled": lambda config: _tuned(config, proxy_answers=0, labelled_teacher="distilled"),
     "co_plms_labelled_broadcast": lambda config: _tuned(config, proxy_answers=0),
@@ -141,6 +144,7 @@ def base_config(seed: int) -> Config:
             learning_rate=4e-3,
             shared_rank=8,
             domain_rank=8,
+            domain_share=1.0,
         ),
         devices=tuple(
             DeviceConfig(name, slm=replace(slm, model=str(MODELS / name))) for name in real_data.DEVICES
@@ -289,6 +293,7 @@ def _co_plms(arm: str, config: Config, data: real_data.RealData) -> tuple[Tuned,
         proxy = load_proxy(proxy_dir, config.proxy, config.runtime, shared=shared, seed=config.seed)
         if state:
             write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
+        speak_for_device(proxy, config.proxy)
         proxies[name] = _scores(proxy, data.devices[name].test, config)
     last = len(outcome.cloud.broadcast)  # only who serves the proxy needs it
     return tuned, {

@@ -23,7 +23,7 @@ from consort.training.adapters import (
     write_parameters,
 )
 from consort.training.peft_directory import save_adapter
-from consort.training.proxy import load_proxy
+from consort.training.proxy import load_proxy, speak_for_device
 from consort.training.stacking import stack_adapters
 from consort.training.tuned import save_tuned
 from consort.types import Adapter, FloatArray
@@ -79,6 +79,7 @@ def keep_proxies(
         proxy = loaded(shared)
         if state is not None:
             write_parameters(lora_parameters(proxy, DOMAIN), state.domain, where=name)
+        speak_for_device(proxy, config.proxy)
         stack_adapters(proxy, [SHARED, DOMAIN], into=OWN)
         save_adapter(proxy, OWN, run_dir / PROXIES / name, base=base)
 

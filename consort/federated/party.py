@@ -42,7 +42,7 @@ from consort.training.data import Sample
 from consort.training.lessons import BridgeBuilder, Example, Learner
 from consort.training.loop import LogRow
 from consort.training.mutual import Pool, co_train, knowledge_of, pool_of
-from consort.training.proxy import load_proxy
+from consort.training.proxy import load_proxy, speak_for_device
 from consort.types import Adapter, FloatArray
 
 # What can go wrong in a round without being our own mistake; RuntimeError is torch's, as out of memory.
@@ -179,13 +179,14 @@ class Device:
         tune = self.config.tune
         proxy, slm = self._load(shared, before)
         # a proxy that has learned these rows' answers says little more of them than the answers do
-        teacher = {"distilled": [], "broadcast": [SHARED], "specialised": [SHARED, DOMAIN]}[
-            tune.labelled_teacher
-        ]
-        own = [] if DOMAIN in teacher else self._taught(proxy, self.rows.train, teacher)
+        own: list[Example] = []
+        if tune.labelled_teacher != "specialised":
+            use_adapters(proxy, [SHARED] if tune.labelled_teacher == "broadcast" else [])
+            own = self._taught(proxy, self.rows.train)
         log = self._specialise(proxy, round_number)
-        own = own or self._taught(proxy, self.rows.train, teacher)
-        further = self._taught(proxy, self._further_rows(proxy, slm, round_number), [SHARED, DOMAIN])
+        speak_for_device(proxy, self.config.proxy)
+        own = own or self._taught(proxy, self.rows.train)
+        further = self._taught(proxy, self._further_rows(proxy, slm, round_number))
         share = tune.answers_share if further else 0.0
         log += self._learn_mutually(proxy, slm, [Pool(own, 1 - share), Pool(further, share)], round_number)
         # upload the shared adapter's change; what rounding loses is owed to the next round
@@ -230,7 +231,6 @@ class Device:
         """This round's share of the further inputs, answered by the specialised proxy on the device."""
         tune = self.config.tune
         asked = self.rows.unlabelled[: tune.proxy_answers][round_number :: tune.rounds]
-        use_adapters(proxy, [SHARED, DOMAIN])
         with merged(proxy):
             return answered(
                 proxy,
@@ -239,9 +239,8 @@ class Device:
                 readers=[(slm.model, slm.max_tokens), (proxy, slm.max_tokens)],
             )
 
-    def _taught(self, proxy: LocalModel, rows: list[Sample], adapters: list[str]) -> list[Example]:
-        """The rows with what the proxy under these adapters says about each answer, computed once."""
-        use_adapters(proxy, adapters)
+    def _taught(self, proxy: LocalModel, rows: list[Sample]) -> list[Example]:
+        """The rows with what the proxy, as it is now, says about each answer, computed once."""
         with merged(proxy):
             return knowledge_of(Learner(proxy, max_tokens=self.device.slm.max_tokens), rows, self.config.tune)
 

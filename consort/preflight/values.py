@@ -67,6 +67,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "learning_rate": POSITIVE,
         "shared_rank": COUNT,
         "domain_rank": COUNT,
+        "domain_share": Range(low=0, high=1),
     },
     DeviceConfig: {"memory_gb": NOT_NEGATIVE},
     TuneConfig: {

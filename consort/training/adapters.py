@@ -63,10 +63,14 @@ def add_lora(
     model.module.requires_grad_(False)
 
 
-def use_adapters(model: LocalModel, names: Sequence[str]) -> None:
-    """Compute with exactly these LoRAs; with none, the bare base answers."""
+def use_adapters(model: LocalModel, names: Sequence[str] | Mapping[str, float]) -> None:
+    """Compute with exactly these LoRAs, each whole or at the given share of what it learned; with none, the
+    bare base answers."""
+    shares = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
     for layer in _lora_layers(model).values():
-        present = [name for name in names if name in layer.lora_A]
+        present = [name for name in shares if name in layer.lora_A]
+        for name in present:
+            layer.set_scale(name, shares[name])
         layer.enable_adapters(bool(present))
         if present:
             layer.set_adapter(present)

@@ -33,7 +33,7 @@ from consort.training.adapters import DOMAIN, SHARED, lora_parameters, read_adap
 from consort.training.answers import answer
 from consort.training.export import Form, export_model
 from consort.training.peft_directory import load_adapter
-from consort.training.proxy import load_proxy
+from consort.training.proxy import load_proxy, speak_for_device
 from consort.training.tuned import load_tuned
 from tests.tunable_consort import COUNTS, write_tunable_consort
 
@@ -222,6 +222,7 @@ def test_a_device_s_proxy_is_kept_as_it_was_there(finished: Finished) -> None:
         ).state()
         assert state is not None
         write_parameters(lora_parameters(there, DOMAIN), state.domain, where=device.name)
+        speak_for_device(there, config.proxy)
         assert torch.allclose(kept.hidden(ids), there.hidden(ids), atol=1e-5)
         assert not torch.allclose(kept.hidden(ids), shared_alone.hidden(ids), atol=1e-5)
 

@@ -146,6 +146,25 @@ def test_two_fresh_adapters_leave_the_models_answers_as_they_are(llama):
     assert torch.equal(plain, llama.hidden(ids))
 
 
+def test_at_a_share_an_adapter_does_that_part_of_what_it_learned(llama):
+    add_lora(llama, DOMAIN, rank=4, alpha=8, seed=0)
+    learned = lora_parameters(llama, DOMAIN)
+    for parameter in learned.values():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(5, 25)[None]
+    use_adapters(llama, {DOMAIN: 0.25})
+    at_share = llama.hidden(ids)
+    with torch.no_grad():
+        for name, parameter in learned.items():
+            parameter.mul_(0.25 if name.endswith("lora_B") else 1.0)
+    use_adapters(llama, [DOMAIN])
+    torch.testing.assert_close(llama.hidden(ids), at_share, rtol=1e-4, atol=1e-5)
+    use_adapters(llama, {DOMAIN: 0.0})
+    part = llama.hidden(ids)
+    use_adapters(llama, [])
+    torch.testing.assert_close(llama.hidden(ids), part, rtol=1e-4, atol=1e-5)
+
+
 def test_merged_adapters_answer_alike_and_leave_the_weights_bit_for_bit(llama):
     for name in (SHARED, DOMAIN):
         add_lora(llama, name, rank=4, alpha=8, seed=0)
