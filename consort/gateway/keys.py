@@ -113,6 +113,7 @@ class Door:
     def __post_init__(self) -> None:
         now = self.now()
         self._month = now.year, now.month
+        self._read()
 
     def is_open(self) -> bool:
         """Whether nobody needs a key."""
@@ -179,6 +180,9 @@ class Door:
         if now - self._read_at < REREAD_S:
             return
         self._read_at = now
+        self._read()
+
+    def _read(self) -> None:
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
         if stamp == self._stamp:
             return

@@ -363,7 +363,7 @@ def test_the_wait_that_is_told_is_that_of_the_limit(tmp_path: Path) -> None:
 
     now = datetime.now(UTC)
     month, moment = run(work, tmp_path)
-    assert moment == 1
+    assert moment in (59, 60)
     ends = now + timedelta(seconds=month)
     assert (ends.day, ends.month) == (1, now.month % 12 + 1)
 
