@@ -257,7 +257,8 @@ def test_what_a_model_cannot_do_is_refused_before_anything_is_said(tmp_path: Pat
 
     for status, body in run(work, tmp_path, cloud=unable):
         assert status == 400
-        assert "this model has no" in body["error"]["message"]
+        assert "large: this model has no" in body["error"]["message"]
+        assert body["error"]["param"] is None  # a model's name is no parameter of the request
 
 
 def test_private_text_stays_at_the_edge(tmp_path: Path) -> None:
