@@ -98,9 +98,9 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
 
 
 def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *, seed: int) -> Figure | None:
-    """Agreement with the cloud over all answers of one of the two: the cloud's own agree, of the edge's the labels tell.
-    Where the edge's share is known, only its own answers are left to be estimated. Requests that are never
-    drawn for a label (private, with tools) are taken to be like the others."""
+    """Agreement with the cloud over all answers that one of the two wrote: the cloud's own agree, of the
+    edge's the labels tell. Where the edge's share is known, only its own answers are left to be estimated.
+    Requests that are never drawn for a label (private, with tools) are taken to be like the others."""
     at_edge, scores, weights = np.array(graded or np.empty((0, 3))).T
     if not edge_share.is_exact:
         values = np.where(at_edge > 0, scores, 1.0)
@@ -161,6 +161,8 @@ def _pool(known: Known, draw: Any) -> Array:
 
 def _is_graded(row: Row, case: Case, label: Label) -> bool:
     """Whether the label tells what the request's answer would have been worth."""
+    if case.is_shared:
+        return False
     if case.was_decided or not case.at_edge:
         return not isinstance(case.draw, tuple)
     return {author for author, _ in row.spans} == {label.small}  # another device's answer was not graded

@@ -191,13 +191,12 @@ def _tell(
         table.add_row(name, _shown(before, form), _shown(after, form), _kind(name, after, would))
     Console().print(table)
     print("agreement: of the answers with the cloud's, 1 where they say the same")
-    for heading, one in (("as it was", was), ("then", would)):
+    for heading, one in (("as it was", was), (policy.strategy or "replayed", would)):
         if one.shared:
-            print(
-                f"{heading}, {one.shared} answers were written together (defer, mix): agreement is without them"
-            )
+            print(f"{heading}: without {one.shared} answers that edge and cloud wrote together (defer, mix)")
     if would.quality is None and would.shared < would.requests:
-        print("no label tells the agreement: set serve.shadow_share, so that some requests get one")
+        hint = "" if would.labels else ": set serve.shadow_share, so that some requests get one"
+        print(f"no label tells what the edge's answers are worth{hint}")
     for word, count in would.guessed.items():
         print(f"{count} requests lacked {word}: drawn from those that have one")
 
