@@ -29,6 +29,7 @@ from tests.upstream import FAULTS, Upstream, answer, upstream
 
 RESULTS = HERE / "results"
 DEADLINE_S, STALL_S = 3.0, 0.5
+LATE_S = 0.1  # after the deadline, until the client has read what the gateway says then
 AT_ONCE = 16
 HEALTHY = "answers (no fault)"
 BEGUN, WHOLE = "It ", "It opens at nine"
@@ -46,6 +47,7 @@ class Cell:
 
     ends: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    late: int = 0
 
 
 def start_gateway(folder: Path, cloud_url: str, edge: Arm | None) -> Arm:
@@ -123,6 +125,7 @@ async def counted(arm: Arm, beside: str, *, stream: bool, times: int) -> Cell:
             end, took_s = await asked(arm, strategy, stream=stream)
         cell.ends[end] += 1
         cell.slowest_s = max(cell.slowest_s, took_s)
+        cell.late += took_s > DEADLINE_S + LATE_S
 
     await asyncio.gather(*(once(strategy) for strategy in STRATEGIES[beside] for _ in range(times)))
     return cell
@@ -140,7 +143,10 @@ async def measured(gateways: dict[str, Arm], up: Upstream, stop: Stop, times: in
         for beside, arm in gateways.items():
             for stream in (False, True):
                 cell = await counted(arm, beside, stream=stream, times=times)
-                told = {end: cell.ends[end] for end in ENDS} | {"slowest_s": cell.slowest_s}
+                told = {end: cell.ends[end] for end in ENDS} | {
+                    "slowest_s": cell.slowest_s,
+                    "late": cell.late,
+                }
                 found.setdefault(fault, {})[f"{beside}, {'streamed' if stream else 'whole'}"] = told
     return found
 
@@ -175,7 +181,7 @@ def as_markdown(result: dict[str, object]) -> str:
         "",
         f"{total(cells, *ENDS):,} requests: {total(cells, *ENDS[:2]):,} ended in a complete answer or one",
         f"well-formed error, {total(cells, 'neither')} in anything else; the slowest took {slowest_s:.2f} s,",
-        f"with a deadline of {DEADLINE_S:g} s. Under faults, with an edge beside the cloud,",
+        f"with a deadline of {DEADLINE_S:g} s, and {total(cells, 'late')} more than {LATE_S:g} s over it. Under faults, with an edge beside the cloud,",
         f"{total(edge, 'complete'):,} of {total(edge, *ENDS):,} had a complete answer.",
         f"After {STALL_S:g} s of silence the edge goes on.",
         "",

@@ -42,7 +42,7 @@ class Exchange:
     first_s: float | None = None
     usage: Usage | None = None  # as the present writer counts
     begun: Usage | None = None  # of what another had sent before the edge took over
-    taken_over: int = 0  # the calls that were made until then
+    calls_before: int = 0  # those that were made until then
     row: Row | None = None
     draft: Draft | None = None  # of a label
 
@@ -126,30 +126,33 @@ class Exchange:
             self.texts.append(text)
 
     def _noted(self, note: Note) -> None:
+        if note.strategy == "takeover":
+            self._taken_over(note)
         self.notes.append(note)
-        if note.strategy != "takeover":
-            return
+
+    def _taken_over(self, note: Note) -> None:
+        """The edge goes on from here: count what was sent before, and a silent cloud as one that failed."""
         asked = next((call for call in reversed(self.calls) if call.side == "cloud"), None)
         # a client with less patience than is configured says nothing about the model
         is_patient = self.asked.parameters.stall_s >= self.service.config.stall_s
         if note.event == "stalled" and is_patient and asked is not None and self.strategy_name not in SHARED:
             assert self.service.cloud is not None, "it was asked"
             stalled(asked, self.service.gauge(self.service.cloud))
-        self.begun = self._last_writers() if note.values["sent_bytes"] else None
-        self.usage, self.taken_over = None, len(self.calls)
+        if note.values["sent_bytes"]:
+            self.begun, self.usage, self.calls_before = self._last_writers(), None, len(self.calls)
 
     def _last_writers(self) -> Usage:
         """What whoever writes at last read of the request, and wrote of the answer."""
-        calls = self.calls[self.taken_over :]
+        calls = self.calls[self.calls_before :]
         if not self.calls and (self.usage is None or len(self.spans) > 1):  # kept, as several had written it
             answer_bytes = sum(size for _, size in self.spans)
             return Usage(*(-(-size // BYTES_PER_TOKEN) for size in (self._request_bytes(), answer_bytes)))
         if self.usage is not None:
             return self.usage
-        together = next((note for note in self.notes if note.strategy in SHARED), None)
-        if together is not None and calls and not self.taken_over:  # the note counts its tokens
+        writing = [note for note in self.notes if note.strategy == "takeover" or note.strategy in SHARED]
+        if calls and writing and writing[-1].strategy in SHARED:  # the note counts its tokens
             read = next((call for call in calls if call.side == "cloud"), calls[0])
-            return Usage(read.request_tokens, int(together.values.get("tokens", 0)))
+            return Usage(read.request_tokens, int(writing[-1].values.get("tokens", 0)))
         author = self.spans[-1][0] if self.spans else ""
         wrote = [call for call in calls if call.model == author] or calls  # a drafter is named, but not asked
         return Usage(wrote[-1].prompt_tokens, wrote[-1].completion_tokens) if wrote else Usage(0, 0)
@@ -184,7 +187,7 @@ class Exchange:
             cloud_bytes += call.sent_bytes if call.side == "cloud" else 0
             costs.append(service.price(call.model, call.prompt_tokens, call.completion_tokens))
         all_cloud = 0.0
-        if service.cloud is not None and outcome in ANSWERED:
+        if service.cloud is not None and outcome in ANSWERED and self.first_s is not None:
             in_cloud = self._in_cloud(usage)
             all_cloud = service.price(service.cloud.name, in_cloud.prompt_tokens, in_cloud.completion_tokens)
         redactions: dict[str, int] = {}

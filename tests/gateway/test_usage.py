@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,19 @@ SMALL, LARGE = "at. me. it. is. in. on.", "so. we. go. at. 9h. or. on. Su. up. t
 WRITTEN = LARGE.count(".")
 BY_CLOUD = ["takeover", "route", "cascade", "vote", "cache", "auto"]
 NEVER_KEPT = {"threshold": 2.0, "goal": "quality", "stall_s": 0.1, "receipt": True}
+
+
+class Uncounted:
+    """An edge that counts no tokens, as some endpoints do."""
+
+    name, capabilities = "small", frozenset[Capability]({"logprobs"})
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        async for chunk in says("small", self._text).stream(request):
+            yield replace(chunk, usage=None)
 
 
 class Cut:
@@ -85,6 +99,20 @@ def test_what_the_cloud_alone_wrote_costs_what_the_cloud_alone_costs(tmp_path: P
             for stream in (False, True):
                 *_, receipt = await asked(here, strategy, cut=WRITTEN + 1, stream=stream)
                 assert receipt["cost"] == receipt["cost_all_cloud"] > 0
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("strategy", BY_CLOUD)
+@pytest.mark.parametrize("cut", [0, WRITTEN // 2])
+def test_what_nobody_counted_is_estimated_once(tmp_path: Path, strategy: str, cut: int) -> None:
+    async def work() -> None:
+        async with live(tmp_path, edges=[Uncounted(SMALL)], cloud=Cut("stall"), stall_s=0.1) as here:
+            for stream in (False, True):
+                text, usage, _ = await asked(here, strategy, cut=cut, stream=stream)
+                # the event that ends an answer may count as one more
+                assert usage["completion_tokens"] - text.count(".") in (0, 1)
+                assert usage["prompt_tokens"] == -(-len(f"{ASKED} {cut}") // 4)
 
     asyncio.run(work())
 
