@@ -362,8 +362,8 @@ def test_the_wait_that_is_told_is_that_of_the_limit(tmp_path: Path) -> None:
             found.append(int(response.headers["retry-after"]))
         return found
 
-    now = datetime.now(UTC)
     month, moment = run(work, tmp_path)
+    now = datetime.now(UTC)  # whole seconds are told, rounded up, so from here they reach the month's end
     assert moment in (59, 60)
     ends = now + timedelta(seconds=month)
     assert (ends.day, ends.month) == (1, now.month % 12 + 1)
