@@ -100,6 +100,10 @@ class RequestError(ConsortError):
     http_status = 400
 
 
+class ParameterError(RequestError):
+    """A parameter of a request that cannot be meant, or not be honoured here; `where` is its name."""
+
+
 class UnknownModelError(RequestError):
     """A model or strategy that is not served here."""
 
@@ -161,6 +165,7 @@ __all__ = [
     "ModelError",
     "NoCloudError",
     "PacketError",
+    "ParameterError",
     "RequestError",
     "RunError",
     "UnknownModelError",

@@ -39,6 +39,27 @@ def refusal(status: int, body: bytes = b"{}") -> list[bytes]:
     return [head % (status, len(body)), body]
 
 
+END = b"0\r\n\r\n"
+BEGUN = [EVENT_STREAM, framed(event("It "))]
+# what an endpoint may do in place of answering; None: nobody listens
+FAULTS: dict[str, list[bytes] | None] = {
+    "refuses": None,
+    "hangs up": [CUT],
+    "says nothing": [HANG],
+    "is busy": refusal(429),
+    "fails": refusal(500, b"<html>Internal Server Error</html>"),
+    "says another protocol": [b"SSH-2.0-OpenSSH\r\n", CUT],
+    "says nonsense": [EVENT_STREAM, framed(b"data: }{\n\n"), END],
+    "says half a character": [*BEGUN, framed(event("ü").replace("ü".encode(), "ü".encode()[:1])), END],
+    "cuts half a character": [*BEGUN, framed(event("ü").partition(b"\xbc")[0]), CUT],
+    "breaks off": [*BEGUN, CUT],
+    "ends too early": [*BEGUN, END],
+    "falls silent": [*BEGUN, HANG],
+    "counts nonsense": [*BEGUN, framed(b'data: {"choices":[],"usage":{"prompt_tokens":"many"}}\n\n'), HANG],
+    "fails in the stream": [*BEGUN, framed(b'data: {"error":{"message":"no memory"}}\n\n'), END],
+}
+
+
 @dataclass
 class Upstream:
     """`scripts`: what each request in turn is answered with; the last one answers all further ones."""
@@ -56,7 +77,7 @@ class Upstream:
         assert task
         self.serving.add(task)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while await self._once(reader, writer):
                     pass
         finally:

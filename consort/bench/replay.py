@@ -3,7 +3,8 @@
 Exact where the ledger knows: who would have answered follows from a stored score, what an answer took from
 its call or its label. What the ledger does not know of a request is drawn from what it knows of others, and
 the figure says so, with an interval over draws. Quality is read off the labels alone, with an interval that
-holds for any number of them. Requests that failed are left out, and counted. Assumes that models answer as
+holds for any number of them; answers that edge and cloud wrote together have none, and are left out of it,
+and counted. Requests that failed are left out of everything, and counted. Assumes that models answer as
 they did, and that their pace does not depend on who else is asked. Requests that asked for a model by name,
 or could not be decided, stay as they were.
 Speculation is a strategy to replay from (the answer is the cloud's own), not one to replay to: how soon its
@@ -49,6 +50,7 @@ class Replayed:
     p95_s: Figure
     quality: Figure | None
     labels: int
+    shared: int  # answers that edge and cloud wrote together, of which no label tells the worth
     guessed: Mapping[str, int]
     failed: int  # further requests, which nobody answered
 
@@ -68,7 +70,8 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
             groups.setdefault(case.draw, []).append(index)
     pools = {draw: _pool(known, draw) for draw in groups}
     draws = _draws(cases, groups, pools, np.random.default_rng(seed))
-    edge_share, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
+    edge_share, own_share, p50_s, p95_s = (Figure.over(column) for column in zip(*draws, strict=True))
+    shared = sum(case.is_shared for case in cases)
     graded = [
         (case.at_edge, label.small_score, 1 / label.chance)
         for row, case in zip(rows, cases, strict=True)
@@ -86,18 +89,18 @@ def replay(history: History, policy: Policy, *, seed: int = 0) -> Replayed:
         ),
         p50_s=p50_s,
         p95_s=p95_s,
-        # an answer that edge and cloud wrote together may be worth anything
-        quality=None if any(case.is_shared for case in cases) else _quality(graded, edge_share, seed=seed),
+        quality=None if shared == len(cases) else _quality(graded, own_share, seed=seed),
         labels=len(graded),
+        shared=shared,
         guessed=_guessed(groups),
         failed=len(history.rows) - len(rows),
     )
 
 
 def _quality(graded: Sequence[tuple[bool, float, float]], edge_share: Figure, *, seed: int) -> Figure | None:
-    """Agreement with the cloud over all requests: the cloud's own agree, of the edge's the labels tell.
-    Where the edge's share is known, only its own answers are left to be estimated. Requests that are never
-    drawn for a label (private, with tools) are taken to be like the others."""
+    """Agreement with the cloud over all answers that one of the two wrote: the cloud's own agree, of the
+    edge's the labels tell. Where the edge's share is known, only its own answers are left to be estimated.
+    Requests that are never drawn for a label (private, with tools) are taken to be like the others."""
     at_edge, scores, weights = np.array(graded or np.empty((0, 3))).T
     if not edge_share.is_exact:
         values = np.where(at_edge > 0, scores, 1.0)
@@ -116,9 +119,11 @@ def _draws(
     groups: Mapping[object, list[int]],
     pools: Mapping[object, Array],
     rng: np.random.Generator,
-) -> Iterator[tuple[float, float, float]]:
-    """Share at the edge, p50 and p95 in seconds: once, or in draws where something must be drawn."""
+) -> Iterator[tuple[float, float, float, float]]:
+    """Share at the edge, of all and of those that were not written together, p50 and p95 in seconds: once, or
+    in draws where something must be drawn."""
     base = np.array([(case.seconds, float(case.at_edge)) for case in cases])
+    own = np.array([not case.is_shared for case in cases])
     for _ in range(DRAWS if groups else 1):
         values = base.copy()
         for draw, indices in groups.items():
@@ -126,7 +131,9 @@ def _draws(
             pool = pools[draw][rng.integers(len(pools[draw]), size=len(pools[draw]))]
             values[indices] += pool[rng.integers(len(pool), size=len(indices)), 1:]
         seconds = np.sort(values[:, 0])
-        yield float(values[:, 1].mean()), _quantile(seconds, 0.5), _quantile(seconds, 0.95)
+        at_edge = values[:, 1]
+        own_share = float(at_edge[own].mean()) if own.any() else 0.0
+        yield float(at_edge.mean()), own_share, _quantile(seconds, 0.5), _quantile(seconds, 0.95)
 
 
 def _guessed(groups: Mapping[object, list[int]]) -> dict[str, int]:
@@ -154,6 +161,8 @@ def _pool(known: Known, draw: Any) -> Array:
 
 def _is_graded(row: Row, case: Case, label: Label) -> bool:
     """Whether the label tells what the request's answer would have been worth."""
+    if case.is_shared:
+        return False
     if case.was_decided or not case.at_edge:
         return not isinstance(case.draw, tuple)
     return {author for author, _ in row.spans} == {label.small}  # another device's answer was not graded
@@ -183,12 +192,17 @@ def threshold_for(
     if not rows:
         raise DataError("no label in this ledger, so no goal can be tested", hint=SHADOW_HINT)
     score, small, large, small_cost, small_s, large_cost, large_s = np.array(rows).T
-    days = (history.rows[-1].at - history.rows[0].at) / DAY_S
     return calibrate(
         Trial(score, small, large, strategy == "cascade", small_cost, large_cost, small_s, large_s),
         goals,
         np.append(np.linspace(NEVER, 1.0, GRID), ALWAYS),  # fixed before these labels are seen
         confidence=confidence,
-        requests_per_month=len(history.rows) / days * DAYS_A_MONTH if days else None,
+        requests_per_month=answered_a_month(history),
         seed=seed,
     )
+
+
+def answered_a_month(history: History) -> float | None:
+    """At the ledger's pace: what failed costs nothing. None where its requests came all at once."""
+    days = (history.rows[-1].at - history.rows[0].at) / DAY_S if history.rows else 0.0
+    return sum(row.outcome in ANSWERED for row in history.rows) / days * DAYS_A_MONTH if days else None

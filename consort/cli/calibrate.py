@@ -190,8 +190,7 @@ def _tell(learned: Learned) -> None:
         place = "everything goes to the cloud" if calibration.cloud_share else "everything stays at the edge"
         print(f"  until then {place}")
         return
-    likely = f"the probability that {model.small} suffices"
-    print(f"  ask {model.large} where {likely} is below {calibration.threshold:.4f}")
+    print(f"  {calibration.rule(model.small, model.large)}")
     euros = (
         ""
         if calibration.eur_per_request is None

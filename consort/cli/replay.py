@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay and print, beside what was."""
-    from consort.bench.replay import replay
+    from consort.bench.replay import answered_a_month, replay
     from consort.bench.replay_cases import Policy
     from consort.gateway.history import read_history
 
@@ -82,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
     except DataError as error:
         raise DataError(error.what, where=error.where or str(args.state), hint=error.hint) from None
     if args.json:
-        told = {"policy": _policy_json(policy), "goals": asdict(goals) if goals else None}
+        told: dict[str, object] = {"policy": _policy_json(policy), "goals": asdict(goals) if goals else None}
+        told["answered_a_month"] = answered_a_month(history)
         print(json.dumps({**told, "was": asdict(was), "would_be": asdict(would)}))
         return 0
-    _tell(was, would, policy, goals)
+    _tell(was, would, policy, goals, answered_a_month(history))
     return 0
 
 
@@ -166,13 +167,16 @@ def _policy_json(policy: Policy) -> dict[str, object]:
     }
 
 
-def _tell(was: Replayed, would: Replayed, policy: Policy, goals: Calibration | None) -> None:
+def _tell(
+    was: Replayed, would: Replayed, policy: Policy, goals: Calibration | None, a_month: float | None
+) -> None:
     print(f"{would.requests} requests, {would.decided} of them decided anew", file=sys.stderr)
     if would.failed:
         print(f"{would.failed} further requests failed, and are left out", file=sys.stderr)
     if goals is not None:
         kept = "kept" if goals.kept else "NOT certified"
-        print(f"goals {kept} with {goals.confidence:.0%} confidence: threshold {goals.threshold:.3f}")
+        pace = "" if a_month is None else f", at {a_month:,.0f} answered requests a month"
+        print(f"goals {kept} with {goals.confidence:.0%} confidence{pace}: {goals.rule()}")
     table = Table()
     for heading in ("", "as it was", policy.strategy or "replayed", ""):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
@@ -186,9 +190,13 @@ def _tell(was: Replayed, would: Replayed, policy: Policy, goals: Calibration | N
     for name, before, after, form in figures:
         table.add_row(name, _shown(before, form), _shown(after, form), _kind(name, after, would))
     Console().print(table)
-    if would.quality is None:
-        print("agreement is known from labels alone (serve.shadow_share), and never of defer and mix")
     print("agreement: of the answers with the cloud's, 1 where they say the same")
+    for heading, one in (("as it was", was), (policy.strategy or "replayed", would)):
+        if one.shared:
+            print(f"{heading}: without {one.shared} answers that edge and cloud wrote together (defer, mix)")
+    if would.quality is None and would.shared < would.requests:
+        hint = "" if would.labels else ": set serve.shadow_share, so that some requests get one"
+        print(f"no label tells what the edge's answers are worth{hint}")
     for word, count in would.guessed.items():
         print(f"{count} requests lacked {word}: drawn from those that have one")
 

@@ -15,7 +15,7 @@ from consort.gateway.keys import Key
 from consort.gateway.ledger import ANSWERED, SHARED, Row, told_of
 from consort.gateway.openai_request import Asked
 from consort.gateway.shadow import Draft
-from consort.inference.metering import Call, Side, metered, sent_bytes
+from consort.inference.metering import BYTES_PER_TOKEN, Call, Side, metered, sent_bytes, stalled
 from consort.inference.streams import Closing
 from consort.types import LM, Chunk, Consort, Note, Request, Strategy, Usage
 
@@ -40,7 +40,9 @@ class Exchange:
     spans: list[list[Any]] = field(default_factory=list)  # [author, bytes]
     texts: list[str] = field(default_factory=list)  # only with log_text
     first_s: float | None = None
-    usage: Usage | None = None
+    usage: Usage | None = None  # as the present writer counts
+    begun: Usage | None = None  # of what another had sent before the edge took over
+    calls_before: int = 0  # those that were made until then
     row: Row | None = None
     draft: Draft | None = None  # of a label
 
@@ -60,7 +62,7 @@ class Exchange:
             redact = asked.parameters.redact
             self.draft = service.shadow.draw(service, id=self.id, request=asked.request, redact=redact)
         cloud = None if private or service.cloud is None else self._metered(service.cloud, "cloud")
-        consort = Consort(tuple(self._metered(lm, "edge") for lm in service.edges), cloud, self.notes.append)
+        consort = Consort(tuple(self._metered(lm, "edge") for lm in service.edges), cloud, self._noted)
         request = replace(asked.request, until_s=time.monotonic() + self.deadline_s)
         try:
             async with Closing(self.strategy(request, consort)) as stream:
@@ -80,17 +82,14 @@ class Exchange:
         return row
 
     def counted(self) -> Usage:
-        """Tokens as the client sees them: of the one answer it got, whoever else wrote."""
-        if self.usage is not None and len(self.spans) <= 1:
-            return self.usage
-        together = next((note for note in self.notes if note.strategy in SHARED), None)
-        if together is not None and self.calls:  # the note counts its tokens
-            read = next((call for call in self.calls if call.side == "cloud"), self.calls[0])
-            return Usage(read.request_tokens, int(together.values.get("tokens", 0)))
-        authors = {author for author, _ in self.spans}
-        calls = [call for call in self.calls if call.model in authors]
-        prompt_tokens = max((call.prompt_tokens for call in self.calls), default=0)
-        return Usage(prompt_tokens, sum(call.completion_tokens for call in calls))
+        """Tokens as the client sees them: the request's, as whoever began the answer reads it, and those of
+        the one answer it got, whoever wrote them."""
+        if self.first_s is None:
+            return Usage(0, 0)
+        last = self._last_writers()
+        if self.begun is None:
+            return last
+        return Usage(self.begun.prompt_tokens, self.begun.completion_tokens + last.completion_tokens)
 
     def author(self) -> str:
         """Who wrote the answer; what was asked for where several did."""
@@ -126,20 +125,58 @@ class Exchange:
         if self.service.config.log_text:
             self.texts.append(text)
 
+    def _noted(self, note: Note) -> None:
+        if note.strategy == "takeover":
+            self._taken_over(note)
+        self.notes.append(note)
+
+    def _taken_over(self, note: Note) -> None:
+        """The edge goes on from here: count what was sent before, and a silent cloud as one that failed."""
+        asked = next((call for call in reversed(self.calls) if call.side == "cloud"), None)
+        # a client with less patience than is configured says nothing about the model
+        is_patient = self.asked.parameters.stall_s >= self.service.config.stall_s
+        if note.event == "stalled" and is_patient and asked is not None and self.strategy_name not in SHARED:
+            assert self.service.cloud is not None, "it was asked"
+            stalled(asked, self.service.gauge(self.service.cloud))
+        if note.values["sent_bytes"]:
+            self.begun, self.usage, self.calls_before = self._last_writers(), None, len(self.calls)
+
+    def _last_writers(self) -> Usage:
+        """What whoever writes at last read of the request, and wrote of the answer."""
+        calls = self.calls[self.calls_before :]
+        if not self.calls and (self.usage is None or len(self.spans) > 1):  # kept, as several had written it
+            answer_bytes = sum(size for _, size in self.spans)
+            return Usage(*(-(-size // BYTES_PER_TOKEN) for size in (self._request_bytes(), answer_bytes)))
+        if self.usage is not None:
+            return self.usage
+        writing = [note for note in self.notes if note.strategy == "takeover" or note.strategy in SHARED]
+        if calls and writing and writing[-1].strategy in SHARED:  # the note counts its tokens
+            read = next((call for call in calls if call.side == "cloud"), calls[0])
+            return Usage(read.request_tokens, int(writing[-1].values.get("tokens", 0)))
+        author = self.spans[-1][0] if self.spans else ""
+        wrote = [call for call in calls if call.model == author] or calls  # a drafter is named, but not asked
+        return Usage(wrote[-1].prompt_tokens, wrote[-1].completion_tokens) if wrote else Usage(0, 0)
+
+    def _request_bytes(self) -> int:
+        return sent_bytes(self.asked.request)
+
     def _in_cloud(self, usage: Usage) -> Usage:
         """What the cloud alone would have read and written: counted where it did, else estimated."""
-        service, calls = self.service, self.calls
+        service = self.service
         assert service.cloud is not None, "there is nothing to compare with"
-        name = service.cloud.name
-        own = next((call for call in calls if call.side == "cloud" and call.counted), None)
-        if own is not None and self.strategy_name in SHARED:
+        request_bytes, answer_bytes = self._request_bytes(), sum(size for _, size in self.spans)
+        heard = (call for call in reversed(self.calls) if call.side == "cloud" and call.first_s is not None)
+        own = next(heard, None)
+        if own is None:
+            return service.rates.estimated(request_bytes, answer_bytes) or usage
+        if self.strategy_name in SHARED:
             return Usage(own.request_tokens, usage.completion_tokens)
-        request_bytes, answer_bytes = sent_bytes(self.asked.request), sum(size for _, size in self.spans)
-        if own is not None and own.outcome == "done":
-            is_its_own = {author for author, _ in self.spans} == {name}
+        if own.outcome != "done":  # what another wrote after it, it would have written
+            return Usage(own.prompt_tokens, usage.completion_tokens)
+        if own.counted:
+            is_its_own = {author for author, _ in self.spans} == {service.cloud.name}
             service.rates.observe(own, request_bytes, answer_bytes if is_its_own else 0)
-            return Usage(own.prompt_tokens, own.completion_tokens)
-        return service.rates.estimated(request_bytes, answer_bytes) or usage
+        return Usage(own.prompt_tokens, own.completion_tokens)
 
     def _row(self, outcome: str, usage: Usage) -> Row:
         service, calls = self.service, self.calls
@@ -150,7 +187,7 @@ class Exchange:
             cloud_bytes += call.sent_bytes if call.side == "cloud" else 0
             costs.append(service.price(call.model, call.prompt_tokens, call.completion_tokens))
         all_cloud = 0.0
-        if service.cloud is not None and outcome in ANSWERED:
+        if service.cloud is not None and outcome in ANSWERED and self.first_s is not None:
             in_cloud = self._in_cloud(usage)
             all_cloud = service.price(service.cloud.name, in_cloud.prompt_tokens, in_cloud.completion_tokens)
         redactions: dict[str, int] = {}

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import math
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -24,11 +25,13 @@ from consort.problems import nearest
 PREFIX = "ck-"
 NOBODY = "0" * 64  # a hash that no key has
 REREAD_S = 1.0  # a key that was revoked stops working within this
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One client. Without a limit: `budget` 0 (money a month) or `per_minute` 0 (requests)."""
+    """One client. Without a limit: `budget` 0 (money a month) or `per_minute` 0 (requests; .5 is one in two
+    minutes)."""
 
     name: str
     sha256: str = ""
@@ -50,6 +53,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
             "holds no keys", where=str(path), hint="`consort keys add NAME` writes it"
         ) from None
     for key in keys:
+        if not (type(key.name) is str and type(key.sha256) is str):
+            raise ConfigError("name and sha256 of a key must be text", where=str(path))
         _check_limits(key, where=str(path))
     return keys
 
@@ -91,8 +96,8 @@ class _Use:
 
 @dataclass(slots=True)
 class Door:
-    """Lets requests in: checks the key, its rate and its budget. Reads the file again when it changed, and
-    begins a month (UTC) with nothing spent."""
+    """Lets requests in: checks the key, its rate and its budget. Reads the file again when it changed (one
+    that holds no keys leaves those of before in force), and begins a month (UTC) with nothing spent."""
 
     path: Path
     required: bool = False
@@ -108,6 +113,7 @@ class Door:
     def __post_init__(self) -> None:
         now = self.now()
         self._month = now.year, now.month
+        self._read()
 
     def is_open(self) -> bool:
         """Whether nobody needs a key."""
@@ -158,12 +164,15 @@ class Door:
     def _count(self, key: Key) -> None:
         if not key.per_minute:
             return
-        now = self.clock()
-        use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
-        use.tokens = min(key.per_minute, use.tokens + (now - use.at) * key.per_minute / 60)
+        now, room = self.clock(), max(1.0, key.per_minute)
+        use = self._uses.setdefault(key.name, _Use(room, now))
+        use.tokens = min(room, use.tokens + (now - use.at) * key.per_minute / 60)
         use.at = now
         if use.tokens < 1:
-            raise LimitError(f"more than {key.per_minute:g} requests a minute", hint="wait a moment")
+            wait_s = math.ceil(min(DAY_S, (1 - use.tokens) * 60 / key.per_minute))
+            error = LimitError(f"more than {key.per_minute:g} requests a minute", hint=f"wait {wait_s} s")
+            error.retry_s = wait_s
+            raise error
         use.tokens -= 1
 
     def _reread(self) -> None:
@@ -171,10 +180,18 @@ class Door:
         if now - self._read_at < REREAD_S:
             return
         self._read_at = now
+        self._read()
+
+    def _read(self) -> None:
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
-        if stamp != self._stamp:
-            self._stamp = stamp
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
             self._keys = {key.sha256: key for key in read_keys(self.path)}
+        except (ConfigError, OSError) as error:  # for whoever edits the file, not for whoever asks
+            what = error.what if isinstance(error, ConfigError) else error.strerror
+            print(f"{self.path}: {what}; the keys of before stay in force", file=sys.stderr)
 
 
 def _next_month(now: datetime) -> datetime:

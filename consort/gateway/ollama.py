@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import RequestError, UnknownModelError
+from consort.errors import ParameterError, RequestError, UnknownModelError
 from consort.gateway.openai_request import Asked, parse
 from consort.gateway.parameters import Parameters
 from consort.gateway.service import Service
@@ -34,12 +34,12 @@ def parse_chat(body: bytes, *, defaults: Parameters, unsaid: Request) -> Asked:
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the body is no JSON: {error.msg}") from None
     if type(raw) is not dict or not raw.get("model"):
-        raise RequestError("must be an object that names a model", where="model")
+        raise ParameterError("must be an object that names a model", where="model")
     if raw.get("format"):
-        raise RequestError("cannot be honoured here", where="format", hint="leave it out")
+        raise ParameterError("cannot be honoured here", where="format", hint="leave it out")
     options = raw.get("options") or {}
     if type(options) is not dict:
-        raise RequestError("must be an object", where="options")
+        raise ParameterError("must be an object", where="options")
     taken: dict[str, Any] = {name: value for name, value in raw.items() if name not in (*DROPPED, "format")}
     for theirs, ours in OPTIONS.items():
         if options.get(theirs) is not None and not (theirs == "num_predict" and options[theirs] == -1):
@@ -93,13 +93,13 @@ def _turns(rows: Any) -> Any:
     turns = []
     for row in rows:
         if type(row) is not dict:
-            raise RequestError("must be a list of turns", where="messages")
+            raise ParameterError("must be a list of turns", where="messages")
         if row.get("images"):
-            raise RequestError("these models read text only", where="messages.images")
+            raise ParameterError("these models read text only", where="messages.images")
         turn = {name: row[name] for name in ("role", "content") if name in row}
         calls = row.get("tool_calls") or []
         if type(calls) is not list:
-            raise RequestError("must be a list", where="messages.tool_calls")
+            raise ParameterError("must be a list", where="messages.tool_calls")
         if calls:
             turn["tool_calls"] = [_call(index, call) for index, call in enumerate(calls)]
         turns.append(turn)
@@ -112,4 +112,4 @@ def _call(index: int, call: Any) -> dict[str, Any]:
         arguments = orjson.dumps(function.get("arguments") or {}).decode()
         return {"id": f"call_{index}", "function": {"name": function["name"], "arguments": arguments}}
     except (KeyError, TypeError, AttributeError):
-        raise RequestError("must hold a function with a name", where="messages.tool_calls") from None
+        raise ParameterError("must hold a function with a name", where="messages.tool_calls") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import ConsortError
+from consort.errors import ConsortError, ParameterError
 from consort.inference.streams import answer_of
 from consort.types import Chunk, TokenLogprob, Usage
 
@@ -138,12 +138,11 @@ def error_object(error: ConsortError) -> bytes:
     """OpenAI's error object: what happened, where, what to do, in one message."""
     place = f"{error.where}: " if error.where else ""
     hint = f" ({error.hint})" if error.hint else ""
-    is_parameter = error.http_status == 400 and error.where
     of_others = "server_error" if error.http_status >= 500 else "invalid_request_error"
     body = {
         "message": f"{place}{error.what}{hint}",
         "type": TYPES.get(error.http_status, of_others),
-        "param": error.where if is_parameter else None,
+        "param": error.where if isinstance(error, ParameterError) else None,
         "code": error.code,
     }
     return orjson.dumps({"error": body})

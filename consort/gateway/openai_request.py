@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import RequestError
+from consort.errors import ParameterError, RequestError
 from consort.gateway.parameters import KINDS, Parameters
 from consort.problems import nearest
 from consort.types import Message, Request, Tool, ToolCall
@@ -81,7 +81,7 @@ class Asked:
 
 def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> Asked:
     """The body of `/v1/chat/completions` or `/v1/completions`; `unsaid` holds what it may leave out.
-    RequestError names the key that is wrong."""
+    ParameterError names the key that is wrong."""
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -287,5 +287,5 @@ def _text(value: object) -> str:
     return value
 
 
-def _refused(name: str, what: str, hint: str = "") -> RequestError:
-    return RequestError(what, where=name, hint=hint)
+def _refused(name: str, what: str, hint: str = "") -> ParameterError:
+    return ParameterError(what, where=name, hint=hint)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from consort.config_serve import Goal, MixKind, MixSchedule, ServeConfig
-from consort.errors import RequestError
+from consort.errors import ParameterError
 from consort.inference.cache import OFF
 
 # what a parameter that is a word may say
@@ -40,20 +40,20 @@ class Parameters:
     receipt: bool = False  # who wrote what, bytes, money and time, in the answer
 
     def checked(self) -> Parameters:
-        """Itself; RequestError where a value cannot be meant."""
+        """Itself; ParameterError where a value cannot be meant."""
         for name in NUMBERS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise RequestError("must be a number of at least 0", where=f"consort.{name}")
+                raise ParameterError("must be a number of at least 0", where=f"consort.{name}")
         if self.deadline_s < LEAST_DEADLINE_S:
-            raise RequestError(f"must be at least {LEAST_DEADLINE_S:g}", where="consort.deadline_s")
+            raise ParameterError(f"must be at least {LEAST_DEADLINE_S:g}", where="consort.deadline_s")
         for name, known in WORDS.items():
             if getattr(self, name) not in known:
-                raise RequestError(f"must be one of {', '.join(known)}", where=f"consort.{name}")
+                raise ParameterError(f"must be one of {', '.join(known)}", where=f"consort.{name}")
         if self.mix_edge_share > 1:
-            raise RequestError("must be between 0 and 1", where="consort.mix_edge_share")
+            raise ParameterError("must be between 0 and 1", where="consort.mix_edge_share")
         if not self.mix_half_life:
-            raise RequestError("must be more than 0 tokens", where="consort.mix_half_life")
+            raise ParameterError("must be more than 0 tokens", where="consort.mix_half_life")
         return self
 
 

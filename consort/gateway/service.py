@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import LimitError, RequestError, UnknownModelError
+from consort.errors import LimitError, ParameterError, UnknownModelError
 from consort.gateway.deferring import unable
 from consort.gateway.exchange import Exchange
 from consort.gateway.judging import unscored
@@ -130,7 +130,7 @@ class Service:
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
             if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
-                raise RequestError(why, where="model", hint="ask for another strategy")
+                raise ParameterError(why, where="model", hint="ask for another strategy")
             return name, made(name, asked.parameters, self._means(asked, key, calls))
         if self.cloud is not None and self.cloud.name == model:
             return "model", permitted(named(model), asked.parameters, hides=True, detect=self.detect)

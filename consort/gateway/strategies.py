@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from consort.errors import NoCloudError, RequestError
+from consort.errors import NoCloudError, ParameterError, RequestError
 from consort.gateway.parameters import Parameters
 from consort.inference.auto import Conditions, auto
 from consort.inference.cache import Shelf, cache
@@ -68,7 +68,7 @@ def kept(strategy: Strategy) -> Strategy:
                     yield chunk
         except NoCloudError:
             hint = "ask consort/edge, or drop `private`"
-            raise RequestError(
+            raise ParameterError(
                 "a private request stays at the edge", where="consort.private", hint=hint
             ) from None
 
@@ -114,7 +114,7 @@ def _mix(p: Parameters, means: Means) -> Strategy:
     if p.mix_schedule == "learned":
         if means.mixing is None:
             what, hint = "no learned weights are served", "name their file: serve.mix_weights"
-            raise RequestError(what, where="consort.mix_schedule", hint=hint)
+            raise ParameterError(what, where="consort.mix_schedule", hint=hint)
         return takeover(mix(guides, kind=means.mixing.kind, weight=means.mixing), silence_s=p.stall_s)
     fades = p.mix_schedule == "fading"
     weight = fading(p.mix_weight, p.mix_half_life) if fades else fixed(p.mix_weight)

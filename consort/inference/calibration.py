@@ -61,6 +61,14 @@ class Calibration:
     eur_per_request: float | None
     num_outcomes: int
 
+    def rule(self, small: str = "the edge", large: str = "the cloud") -> str:
+        """Whom to ask when, in words."""
+        if self.threshold <= NEVER:
+            return f"never ask {large}"
+        if self.threshold >= ALWAYS:
+            return f"always ask {large}"
+        return f"ask {large} where the probability that {small} suffices is below {self.threshold:.4f}"
+
 
 def threshold_grid(suffices: Array) -> Array:
     """Thresholds from few cloud calls to all: quantiles of the scorer's values on what it learned from."""

@@ -63,7 +63,7 @@ class Call:
     counted: bool = False  # by the model; else estimated
     first_s: float | None = None
     answer_s: float = 0.0
-    outcome: str = "left"  # "done", an error's code, or left before its end
+    outcome: str = "left"  # "done", an error's code, "stalled", or left before its end
 
 
 class Metered:
@@ -105,8 +105,7 @@ class Metered:
             _failed(call, gauge, error, clock)
             raise
         finally:
-            refused = call.first_s is None and call.outcome != "left"
-            if not call.counted and not refused:
+            if call.first_s is not None and not call.counted:  # what was not answered costs nothing
                 call.prompt_tokens = -(-call.sent_bytes // BYTES_PER_TOKEN)
                 call.completion_tokens = max(chunks, written // BYTES_PER_TOKEN)
             _ended(call, gauge, clock)
@@ -173,14 +172,26 @@ class _MeteredWriting:
     async def close(self) -> None:
         await self._writing.close()
         call = self._call
-        call.prompt_tokens, call.counted = self._writing.prompt_tokens, True
+        call.counted = True
+        if call.first_s is not None:
+            call.prompt_tokens = self._writing.prompt_tokens
         call.sent_bytes = max(call.sent_bytes, getattr(self._writing, "sent_bytes", 0))
         _ended(call, self._gauge, self._clock)
+
+
+def stalled(call: Call, gauge: Gauge, clock: Callable[[], float] = time.monotonic) -> None:
+    """Whoever read this call left it because nothing came any more: its model failed, without a word."""
+    call.outcome = "stalled"
+    _count_failure(gauge, clock)
 
 
 def _failed(call: Call, gauge: Gauge, error: ConsortError, clock: Callable[[], float]) -> None:
     call.outcome = error.code
     _unsent(call, error)
+    _count_failure(gauge, clock)
+
+
+def _count_failure(gauge: Gauge, clock: Callable[[], float]) -> None:
     gauge.failures += 1
     gauge.failures_in_row += 1
     gauge.last_failure_s = clock()

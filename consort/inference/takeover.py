@@ -48,15 +48,15 @@ def takeover(
         except (UpstreamError, TimeoutError) as error:
             if any(chunk.tool_calls for chunk in sent) or (sent and sent[-1].finish_reason):
                 raise
+            if only_begun and not sent and isinstance(error, UpstreamError):
+                raise
             event = "stalled" if isinstance(error, TimeoutError) else "broke"
-            if only_begun and not sent:
-                if isinstance(error, UpstreamError):
-                    raise
-                raise UpstreamError(f"said nothing for {silence_s:g} s", where=_asked(consort)) from None
             text = "".join(chunk.text for chunk in sent)
             consort.note(
                 Note("takeover", event, {"sent_chunks": len(sent), "sent_bytes": len(text.encode())})
             )
+            if only_begun and not sent:
+                raise UpstreamError(f"said nothing for {silence_s:g} s", where=_asked(consort)) from None
         left = max(1, request.max_tokens - max(len(sent), len(text) // 4))  # a token is about four characters
         asked = replace(_continued(request, text), max_tokens=left) if text else request
         async with Closing(rescuer(asked, consort)) as stream:
@@ -88,13 +88,15 @@ def _continued(request: Request, text: str) -> Request:
 
 
 async def _without_repeat(stream: AsyncIterator[Chunk], sent: str) -> AsyncIterator[Chunk]:
-    """The stream without `sent` at its beginning, if that is how it begins."""
+    """The stream without `sent` at its beginning, if that is how it begins, and without its tokens."""
     held: list[Chunk] = []
     begun = ""
+    written = repeated = 0  # characters
     undecided = len(sent) >= MIN_REPEAT
     async for chunk in stream:
+        written += len(chunk.text)
         if not undecided:
-            yield chunk
+            yield _uncounted(chunk, repeated / written) if repeated and chunk.usage else chunk
             continue
         held.append(chunk)
         begun += chunk.text
@@ -102,7 +104,17 @@ async def _without_repeat(stream: AsyncIterator[Chunk], sent: str) -> AsyncItera
             continue
         undecided = False
         if begun.startswith(sent):
-            yield replace(chunk, text=begun[len(sent) :])
+            repeated = len(sent)
+            rest = replace(chunk, text=begun[repeated:])
+            yield _uncounted(rest, repeated / written) if chunk.usage else rest
         else:
             for piece in held:
                 yield piece
+
+
+def _uncounted(chunk: Chunk, share: float) -> Chunk:
+    """The chunk, that share of the tokens it counts left out."""
+    usage = chunk.usage
+    assert usage is not None, "it counts"
+    left = round(usage.completion_tokens * (1 - share))
+    return replace(chunk, usage=replace(usage, completion_tokens=left))

@@ -6,7 +6,7 @@ is decoded, and one that never was whole is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -97,23 +97,27 @@ def lines_of(received: bytes) -> tuple[list[bytes], bytes, bool]:
     return data, rest, False
 
 
-def chunks_of(lines: Iterable[bytes], author: str) -> list[Chunk]:
-    """The events of some lines; text that came in one piece goes on in one piece."""
-    chunks: list[Chunk] = []
+def chunks_of(lines: Iterable[bytes], author: str) -> Iterator[Chunk]:
+    """The events of some lines; text that came in one piece goes on in one piece. NotAnAnswerError at a line
+    that is none, after what came before it."""
     texts: list[str] = []
-    for line in lines:
-        event = _event(line)
-        text = _bare_text(event)
-        if text is not None:
-            texts.append(text)
-            continue
-        if texts:
-            chunks.append(Chunk("".join(texts), author))
-            texts = []
-        chunks.append(_chunk(event, author))
+    try:
+        for line in lines:
+            event = _event(line)
+            text = _bare_text(event)
+            if text is not None:
+                texts.append(text)
+                continue
+            if texts:
+                yield Chunk("".join(texts), author)
+                texts = []
+            yield _chunk(event, author)
+    except NotAnAnswerError:
+        if text := "".join(texts):
+            yield Chunk(text, author)
+        raise
     if text := "".join(texts):
-        chunks.append(Chunk(text, author))
-    return chunks
+        yield Chunk(text, author)
 
 
 def chunk_of(data: bytes, author: str) -> Chunk:

@@ -156,19 +156,24 @@ class Remote:
             return
         last: Chunk | None = None  # what ends the answer; the usage comes after it
         rest = b""
-        while received := await connection.some():
-            lines, rest, done = lines_of(rest + received if rest else received)
-            for chunk in chunks_of(lines, name):
-                if last is not None:
-                    last = ended_by(chunk, last)
-                elif chunk.finish_reason is not None:
-                    last = chunk
-                else:
-                    yield chunk
-            if done:
-                break
-            if len(rest) > MAX_LINE_BYTES:
-                raise NotAnAnswerError("a line without an end")
+        try:
+            while received := await connection.some():
+                lines, rest, done = lines_of(rest + received if rest else received)
+                for chunk in chunks_of(lines, name):
+                    if last is not None:
+                        last = ended_by(chunk, last)
+                    elif chunk.finish_reason is not None:
+                        last = chunk
+                    else:
+                        yield chunk
+                if done:
+                    break
+                if len(rest) > MAX_LINE_BYTES:
+                    raise NotAnAnswerError("a line without an end")
+        except (NotAnAnswerError, BrokenError, OSError):
+            if last is None:
+                raise
+            # the answer is whole: only what would have followed it is missing
         if last is None:
             raise self._failed("ended its stream in the middle of the answer")
         yield last

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from consort.bench.intervals import Figure
-from consort.bench.replay import Replayed, replay
+from consort.bench.replay import Replayed, answered_a_month, replay
 from consort.bench.replay_cases import Policy
 from consort.cli import main
 from consort.errors import DataError
@@ -131,7 +131,9 @@ def test_what_edge_and_cloud_wrote_together_is_no_answer_of_either(tmp_path: Pat
     history = replace(before, rows=(*before.rows, shared))
     was, would = replay(history, Policy()), replay(history, Policy("cloud"))
     assert was.edge_share.value == pytest.approx(totals(before)[0] * QUESTIONS / (QUESTIONS + 1))
-    assert was.quality is None
+    assert was.quality == replay(before, Policy()).quality is not None  # of the others
+    assert (was.shared, would.shared, was.labels) == (1, 0, QUESTIONS)
+    assert replay(replace(before, rows=(shared,)), Policy()).quality is None
     assert would.decided == QUESTIONS + 1
     assert would.guessed == {"an answer of the cloud": 1}
     assert would.money.high < 1
@@ -204,12 +206,17 @@ def test_the_verb_prints_both_and_finds_a_threshold_for_a_goal(
 ) -> None:
     served(tmp_path, share=1.0, strategy="cascade", threshold=0.4)
     words = ["replay", str(tmp_path), "--strategy", "cascade"]
+    history = read_history(tmp_path)
+    assert main(["replay", str(tmp_path)]) == 0
+    assert f"from {QUESTIONS} labels" in capsys.readouterr().out
     assert main([*words, "--threshold", "0.7", "--price", "large=2,20", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["was"]["edge_share"]["value"] > told["would_be"]["edge_share"]["value"]
     assert main([*words, "--goal", "quality >= 0.5 of cloud", "--confidence", "0.8"]) == 0
     shown = capsys.readouterr().out
-    assert "goals kept with 80% confidence" in shown
+    month = answered_a_month(history)
+    assert month is not None
+    assert f"goals kept with 80% confidence, at {month:,.0f} answered requests a month: " in shown
     assert "exact" in shown
     for wrong, what in (
         (["--price", "large=2"], "not a price"),
@@ -238,5 +245,9 @@ def test_requests_that_failed_are_on_neither_side_and_do_not_hide_what_labels_te
     found, before = replay(with_failure, Policy()), replay(history, Policy())
     assert before.quality is not None
     assert found == replace(before, failed=1)
+    later = replace(failed, at=history.rows[0].at + 100.0)
+    paced = replace(history, rows=(*history.rows, later))
+    seconds_a_month = 30.44 * 86_400
+    assert answered_a_month(paced) == pytest.approx(len(history.rows) / 100.0 * seconds_a_month)
     with pytest.raises(DataError, match="was answered"):
         replay(replace(history, rows=(failed,)), Policy())

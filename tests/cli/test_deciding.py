@@ -12,6 +12,7 @@ from consort.cli import main
 from consort.gateway.labels import Label
 from consort.gateway.ledger import Ledger
 from consort.inference.cache_measured import load_likeness
+from consort.inference.calibration import Calibration
 from consort.inference.evidence import Evidence, features
 from consort.inference.gain_file import load_scorer
 
@@ -47,7 +48,17 @@ def test_calibrate_learns_keeps_a_goal_and_stores_it(
     assert main(["calibrate", str(outcomes), *goal, "--when", "before"]) == 0
     shown = capsys.readouterr().out
     assert "deciding before the answer" in shown
-    assert "ask cloud where" in shown
+    assert "ask cloud where the probability that edge suffices is below 0." in shown
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"),
+    [(0.0, "never ask cloud"), (2.0, "always ask cloud"), (0.25, "edge suffices is below 0.2500")],
+)
+def test_a_threshold_at_its_ends_is_said_in_words(threshold: float, words: str) -> None:
+    found = Calibration(("g",), 0.95, threshold, True, 0.5, 0.5, 1.0, None, 10)
+    assert words in found.rule("edge", "cloud")
+    assert "2.0" not in found.rule()
 
 
 def test_calibrate_says_when_nothing_can_be_promised(

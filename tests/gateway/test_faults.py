@@ -15,28 +15,10 @@ from consort.gateway.strategies import STRATEGIES
 from consort.models.remote import Endpoint, Remote
 from tests.gateway.live import LARGE, SMALL, Live, live, text_of
 from tests.inference.consorts import says
-from tests.upstream import CUT, EVENT_STREAM, HANG, event, framed, refusal, upstream
+from tests.upstream import CUT, FAULTS, upstream
 
 # These refuse models whose tokens they cannot read, as all are here.
 OF_TOKENS = {"speculate", "defer", "mix"}
-END = b"0\r\n\r\n"
-BEGUN = [EVENT_STREAM, framed(event("It "))]
-FAULTS: dict[str, list[bytes] | None] = {
-    "refuses": None,
-    "hangs up": [CUT],
-    "says nothing": [HANG],
-    "is busy": refusal(429),
-    "fails": refusal(500, b"<html>Internal Server Error</html>"),
-    "says another protocol": [b"SSH-2.0-OpenSSH\r\n", CUT],
-    "says nonsense": [EVENT_STREAM, framed(b"data: }{\n\n"), END],
-    "says half a character": [*BEGUN, framed(event("ü").replace("ü".encode(), "ü".encode()[:1])), END],
-    "cuts half a character": [*BEGUN, framed(event("ü").partition(b"\xbc")[0]), CUT],
-    "breaks off": [*BEGUN, CUT],
-    "ends too early": [*BEGUN, END],
-    "falls silent": [*BEGUN, HANG],
-    "counts nonsense": [*BEGUN, framed(b'data: {"choices":[],"usage":{"prompt_tokens":"many"}}\n\n'), HANG],
-    "fails in the stream": [*BEGUN, framed(b'data: {"error":{"message":"no memory"}}\n\n'), END],
-}
 
 
 @contextlib.asynccontextmanager

@@ -139,6 +139,11 @@ def test_where_the_cloud_is_lost_the_edge_goes_on(
                 ("takeover", "broke"),
             ]
             assert choice["message"]["content"].endswith(SMALL)
+            mixed, continued = receipt["notes"][0]["tokens"], len(SMALL.split())
+            assert found["usage"]["completion_tokens"] == mixed + continued
+            asked = receipt["calls"][0 if mixed else -1]["prompt_tokens"]  # by whom it was begun
+            assert found["usage"]["prompt_tokens"] == asked
+            assert receipt["cost"] <= receipt["cost_all_cloud"]
 
     asyncio.run(work())
 

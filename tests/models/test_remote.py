@@ -28,10 +28,12 @@ async def ask(up_url: str, request: Request = ASKED, *, silence_s: float = 5.0) 
         await lm.close()
 
 
-def asked_of(*scripts: Sequence[bytes], request: Request = ASKED) -> tuple[list[Chunk], Upstream]:
+def asked_of(
+    *scripts: Sequence[bytes], request: Request = ASKED, silence_s: float = 5.0
+) -> tuple[list[Chunk], Upstream]:
     async def run() -> tuple[list[Chunk], Upstream]:
         async with upstream(*scripts) as up:
-            return await ask(up.url, request), up
+            return await ask(up.url, request, silence_s=silence_s), up
 
     return asyncio.run(run())
 
@@ -97,10 +99,10 @@ events = st.fixed_dictionaries({}, optional={"choices": choices | anything, "usa
 def test_any_event_is_a_chunk_of_the_right_types_or_no_answer(event: object) -> None:
     line = orjson.dumps(event)
     try:
-        chunk, together = chunk_of(line, "far"), chunks_of([line], "far")
+        chunk, together = chunk_of(line, "far"), list(chunks_of([line], "far"))
     except NotAnAnswerError:
         with pytest.raises(NotAnAnswerError):
-            chunks_of([line], "far")
+            list(chunks_of([line], "far"))
         return
     assert together == [chunk] or (not together and not chunk.text)
     assert type(chunk.text) is str
@@ -144,6 +146,26 @@ def test_a_busy_endpoint_is_asked_again_and_then_told_of(status: int) -> None:
 )  # fmt: skip
 def test_whatever_is_no_answer_is_one_error_that_names_the_model(script: list[bytes]) -> None:
     assert failure_of(script).where == "far"
+
+
+@given(texts=st.lists(st.text(), max_size=4), wrong=st.sampled_from([b"}{", b'{"error": {}}', b'"\xc3"']))
+def test_text_that_came_together_with_an_error_is_delivered_before_it(texts: list[str], wrong: bytes) -> None:
+    lines, *_ = lines_of(b"".join(event(text) for text in texts) + b"data: %s\n\n" % wrong)
+    read: list[str] = []
+    with pytest.raises(NotAnAnswerError):
+        read.extend(chunk.text for chunk in chunks_of(lines, "far"))
+    assert "".join(read) == "".join(texts)
+
+
+FINISHED = [EVENT_STREAM, framed(event("at nine")), framed(event("", "stop"))]
+
+
+@pytest.mark.parametrize(
+    "after", [[CUT], [HANG], [framed(b"data: }{\n\n"), b"0\r\n\r\n"], [b"not chunked\r\n\r\n", CUT]]
+)
+def test_an_answer_that_is_whole_stays_whole_whatever_follows(after: list[bytes]) -> None:
+    chunks, _ = asked_of([*FINISHED, *after], silence_s=0.05)
+    assert ("".join(c.text for c in chunks), chunks[-1].finish_reason) == ("at nine", "stop")
 
 
 @pytest.mark.parametrize("script", [[HANG], [EVENT_STREAM, framed(event("It ")), HANG]])
