@@ -75,6 +75,8 @@ def server_config(service: Service) -> uvicorn.Config:
     config = service.config
     return uvicorn.Config(
         create_app(service),  # type: ignore[arg-type]
+        host=config.host,
+        port=config.port,
         log_level="warning",
         access_log=False,
         ws="websockets-sansio" if service.pool is not None else "none",
