@@ -8,7 +8,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.style import Style
@@ -17,7 +17,7 @@ from consort.config import RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
 from consort.gateway.loading import load_here
-from consort.types import Chunk, Consort, Message, Note, Request
+from consort.types import Chunk, Consort, DraftedLM, Message, Note, Request
 
 if TYPE_CHECKING:
     from consort.models.decoding.lm import Decodable, LocalLM
@@ -139,7 +139,7 @@ class _Talk:
         from consort.inference.speculative import speculate
 
         # a short answer is to be drafted from its first token on
-        drafted_by = drafter_of(self._drafter, self.lm), Pace(plain_tokens=TRIAL_TOKENS)
+        drafted_by = drafter_of(self._drafter, cast("DraftedLM", self.lm)), Pace(plain_tokens=TRIAL_TOKENS)
         return speculate(lambda cloud: drafted_by)(request, Consort((), self.lm, _tell))
 
     def _fitting(self, turns: Sequence[Message]) -> tuple[Message, ...]:
