@@ -1,12 +1,11 @@
 """Is a speculated answer the cloud's own, bit for bit? And are sampled tokens as likely as the model says?
 
-2,000 answers: Spec-Bench's questions and as many of the suite's device prompts, in another order each time they
-have all been asked; temperatures 0, 0.6 and 1.0, chains and
-trees, drafters of the same tokenizer, of another one, prompt lookup, and one that says anything at all; on a
-clock that jumps, over links with jitter that break about every two seconds. Sixteen answers at a time share
-the cloud's batch, while `LocalLM.stream` wrote the reference before, in a batch of its own: so rows stand in
-other places, beside others, in passes of other widths. A near tie that float32 decides otherwise would show.
-The bound is the 95 % upper one of a share (Clopper and Pearson).
+2,000 answers: Spec-Bench's questions and as many of the suite's device prompts, in another order each time;
+temperatures 0, 0.6 and 1.0, chains and trees, drafters of the same tokenizer, of another one, prompt lookup,
+and one that says anything at all; on a clock that jumps, over links with jitter that break about every two
+seconds. Sixteen answers at a time share the cloud's batch, while `LocalLM.stream` wrote the reference before,
+in a batch of its own: so rows stand in other places, beside others, in passes of other widths. A near tie
+that float32 decides otherwise would show. The bound is the 95 % upper one of a share (Clopper and Pearson).
 
     nice -n 10 env OMP_NUM_THREADS=1 CONSORT_DATA=... python experiments/speculation_exact.py [--answers 2000]
 """
