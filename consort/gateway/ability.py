@@ -99,7 +99,7 @@ def refusal(strategy: str, who: Parties) -> Refusal | None:
     for model in readers if strategy in READ else ():
         if model is not None and not model.read:
             return Refusal(
-                f"{strategy} reads next-token distributions, which {model.name} does not show",
+                f"{strategy} needs models whose next-token distributions can be read, unlike {model.name}",
                 "serve the model itself (model = ...), or ask `consort serve --role cloud` (drafted = true)",
             )
     return None
