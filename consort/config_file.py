@@ -156,7 +156,7 @@ class _Reader:
             item = get_args(kind)[0]
             if not isinstance(value, list):
                 raise _MistakeError(f"must be a list (write [[{key}]]), not {shown(value)}")
-            blank = item()
+            blank = item() if isinstance(item, type) else None
             return tuple(self._value(item, v, key=f"{key}.{i}", default=blank) for i, v in enumerate(value))
         scalar = _scalar(kind, value)
         return self._path(scalar, key) if isinstance(scalar, str) and scalar else scalar

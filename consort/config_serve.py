@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 Role: TypeAlias = Literal["gateway", "cloud"]
 Goal: TypeAlias = Literal["balance", "quality", "latency", "cost"]
 MixKind: TypeAlias = Literal["tuned", "product", "mean", "contrast"]
+Finder: TypeAlias = Literal["builtin", "presidio", "gliner"]
 MixSchedule: TypeAlias = Literal["fixed", "fading", "learned"]
 
 CONFIDENCE, PROXY = SCORER_WORDS = ("confidence", "proxy")  # what judges answers without a file
@@ -50,7 +51,9 @@ class ServeConfig:
     role: Role = "gateway"  # cloud: serve the cloud's model alone, and verify the drafts of other gateways
     host: str = "127.0.0.1"  # anything but this machine alone requires a key: `consort keys add NAME`
     port: int = 8800
-    strategy: str = "cascade"  # what the model name "consort" means; /v1/models lists them
+    # what the model name "consort" means; /v1/models lists those that can answer here. Empty: cascade where
+    # there is an edge (route, where its answers cannot be judged), else cloud
+    strategy: str = ""
     threshold: float = 0.5  # the score from which on the edge's answer is given
     optimistic: bool = False  # cascade: show the edge's answer at once, begin anew if it is refused
     share: float = 0.5  # vote: more than this share must agree
@@ -68,7 +71,7 @@ class ServeConfig:
     goal: Goal = "balance"  # of auto
     redact: bool = False  # hide private spans wherever the cloud may be asked; the answer has them again
     # what finds them: "builtin", "presidio" (pip install presidio-analyzer), "gliner" (pip install gliner)
-    detectors: tuple[str, ...] = ("builtin",)
+    detectors: tuple[Finder, ...] = ("builtin",)
     gliner_model: str = ""  # directory or Hub id, for "gliner"
     # a file of `consort calibrate --out`, whose threshold replaces the one above; "confidence" or "proxy"; or
     # empty: the proxy where one is named, else the edge's confidence

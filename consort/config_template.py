@@ -73,7 +73,7 @@ def _table(table: Any, prefix: str, *, explained: set[type]) -> list[str]:
                 ]
         else:
             if isinstance(value, tuple):
-                if not value and get_args(hints[field.name])[0] is not str:
+                if not value and dataclasses.is_dataclass(get_args(hints[field.name])[0]):
                     continue  # an array of tables without any
                 items = (_assigned("", item).removeprefix('"" = ') for item in value)
                 line = f"{field.name} = [{', '.join(items)}]"

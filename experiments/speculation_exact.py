@@ -1,6 +1,7 @@
 """Is a speculated answer the cloud's own, bit for bit? And are sampled tokens as likely as the model says?
 
-2,000 answers: Spec-Bench's questions and the suite's device prompts, temperatures 0, 0.6 and 1.0, chains and
+2,000 answers: Spec-Bench's questions and the suite's device prompts in turn, so that a drafter, shape and
+temperature together meet one of the two kinds only; temperatures 0, 0.6 and 1.0, chains and
 trees, drafters of the same tokenizer, of another one, prompt lookup, and one that says anything at all; on a
 clock that jumps, over links with jitter that break about every two seconds. Sixteen answers at a time share
 the cloud's batch, while `LocalLM.stream` wrote the reference before, in a batch of its own: so rows stand in
@@ -286,6 +287,14 @@ def as_markdown(result: dict) -> str:
             f"| {drafter} | {shape} | {row['answers']} | {row['tokens']} | {row['different']} "
             f"| {row['upper_95']:.2%} | {row['drafted']} | {row['accepted']} | {row['resumed']} |"
         )
+    whole = result["all"]
+    lines += [
+        "",
+        "Half of the prompts are Spec-Bench's questions, cut to their first words where the bundled cloud's "
+        "context of a few hundred tokens leaves no room for the answer; half are the bundled suite's, as a "
+        f"device would ask. The two kinds alternate. An answer has {whole['tokens'] / whole['answers']:.1f} "
+        "tokens in the mean: that is how far each was compared.",
+    ]
     tests = result["chi_square"]
     lines += [
         "",

@@ -123,7 +123,7 @@ def told(receipt: Mapping[str, Any]) -> str:
     for note in receipt["notes"]:
         if note["event"] == "drafted":
             some = f"{note['accepted']} of {note['drafted']} drafts accepted"
-            parts.append(some if note["drafted"] else f"no drafts: {note['off'] or 'the answer was short'}")
+            parts.append(some if note["drafted"] else f"no drafts: {note['undrafted']}")
         elif note["strategy"] != "redact":
             parts.append(note["event"] + (f" at {note['score']:.2f}" if "score" in note else ""))
     parts += [f"{count} {kind} hidden" for kind, count in receipt["redactions"].items()]

@@ -8,7 +8,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.style import Style
@@ -17,12 +17,13 @@ from consort.config import RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError
 from consort.gateway.loading import load_here
-from consort.types import Chunk, Consort, Message, Note, Request
+from consort.types import Chunk, Consort, DraftedLM, Message, Note, Request
 
 if TYPE_CHECKING:
     from consort.models.decoding.lm import Decodable, LocalLM
 
 DEFAULT_MODEL = "zoo:cloud"
+LOOKUP = "prompt-lookup"  # in a drafter's place, what needs none
 DRAFTED, STRUCK = Style(color="green"), Style(color="red", dim=True, strike=True)
 
 
@@ -39,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT directory made for this model")
     parser.add_argument(
-        "--drafter", default="", metavar="MODEL", help="drafts for the model: same answer, authors in colour"
+        "--drafter",
+        default="",
+        metavar="MODEL",
+        help="drafts for the model: same answer, authors in colour; prompt-lookup: what stood there before",
     )
     parser.add_argument("--system", default="", metavar="TEXT", help="instructions before the conversation")
     parser.add_argument(
@@ -96,7 +100,7 @@ class _Talk:
             )
         self.lm = LocalLM(model, answers=1, sessions=0)
         self._drafter: LocalLM | None = None
-        if args.drafter:
+        if args.drafter not in ("", LOOKUP):
             self._drafter = LocalLM(_load(args, args.drafter, None), answers=1, sessions=1)
         self._args, self._room = args, self.lm.context_tokens - args.max_new_tokens
         self._terminal = Console()  # which honours NO_COLOR
@@ -128,14 +132,14 @@ class _Talk:
         return "".join(pieces)
 
     def _chunks(self, request: Request) -> AsyncIterator[Chunk]:
-        if self._drafter is None:
+        if not self._args.drafter:
             return self.lm.stream(request)
+        from consort.gateway.loading import drafter_of
         from consort.inference.pace import TRIAL_TOKENS, Pace
         from consort.inference.speculative import speculate
-        from consort.models.decoding.drafters import ModelDrafter
 
         # a short answer is to be drafted from its first token on
-        drafted_by = ModelDrafter(self._drafter, self.lm.tokenizer), Pace(plain_tokens=TRIAL_TOKENS)
+        drafted_by = drafter_of(self._drafter, cast("DraftedLM", self.lm)), Pace(plain_tokens=TRIAL_TOKENS)
         return speculate(lambda cloud: drafted_by)(request, Consort((), self.lm, _tell))
 
     def _fitting(self, turns: Sequence[Message]) -> tuple[Message, ...]:
@@ -149,7 +153,7 @@ class _Talk:
 
     def _show(self, chunk: Chunk) -> None:
         """Text in its author's colour, and on a terminal what was drafted in vain."""
-        drafted = self._drafter is not None and chunk.model == self._drafter.name
+        drafted = bool(self._args.drafter) and chunk.model != self.lm.name
         colours = self._terminal.is_terminal and not self._terminal.no_color
         shown = DRAFTED.render(chunk.text) if drafted and colours else chunk.text
         struck = STRUCK.render(chunk.struck) if colours else ""
@@ -158,9 +162,10 @@ class _Talk:
 
 def _tell(note: Note) -> None:
     told = note.values
+    why = told["undrafted"] or (f"stopped: {told['off']}" if told["off"] else "")
     print(
         f"\n{told['drafter']} drafted {told['drafted']} tokens, {told['accepted']} are in the answer, "
-        f"in {told['pieces']} pieces" + (f"; stopped: {told['off']}" if told["off"] else ""),
+        f"in {told['pieces']} pieces" + (f"; {why}" if why else ""),
         end="",
         file=sys.stderr,
     )

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 from consort.config_file import load_config
+from consort.problems import raise_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from consort.gateway.serve import serve
+    from consort.preflight.values import range_problems
 
     config = load_config(args.file or os.devnull, args.set)  # without a file: an empty one, and --set
     given = {name: getattr(args, name) for name in ("role", "host", "port", "strategy", "state")}
     changes = {name: value for name, value in given.items() if value is not None}
-    serve(replace(config, serve=replace(config.serve, **changes)))
+    config = replace(config, serve=replace(config.serve, **changes))
+    raise_errors(list(range_problems(config)))  # also of what the arguments say
+    serve(config)
     return 0

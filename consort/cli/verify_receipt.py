@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 if the model alone writes the same answer, 1 if another."""
+    """Exit code 0 if the model alone writes the same answer and the receipt is this request's, else 1."""
     from consort.gateway.loading import load_here
     from consort.gateway.proof import read_claim, verify
     from consort.models.decoding.lm import LocalLM
@@ -41,10 +41,17 @@ def run(args: argparse.Namespace) -> int:
         lm.close()
     if args.json:
         print(json.dumps(proof.told()))
-    elif proof.same:
-        print(f"identical: {model.name} alone writes the same, with seed {claim.seed}")
-    else:
+        return 0 if proof.holds else 1
+    for conflict in proof.conflicts:
+        print(f"another request's receipt: {conflict}", file=sys.stderr)
+    if not proof.same:
         print(f"different from character {proof.differs_at} on", file=sys.stderr)
         print(f"  the answer: …{proof.said!r}", file=sys.stderr)
         print(f"  the model:  …{proof.alone!r}", file=sys.stderr)
-    return 0 if proof.same else 1
+    elif proof.holds:
+        print(f"identical: {model.name} alone writes the same, with seed {claim.seed}")
+    else:
+        print(
+            f"{model.name} alone writes the same as the receipt says, not as was asked for", file=sys.stderr
+        )
+    return 0 if proof.holds else 1

@@ -9,7 +9,7 @@ const kinds = (counts) => Object.entries(counts).map(([kind, n]) => `${n} ${kind
 const decisions = (notes) => notes.filter((n) => n.strategy !== "redact")
   .map((n) => `${n.strategy} ${n.event}` + (n.score == null ? "" : ` at ${n.score.toFixed(2)}`)
     + (n.drafted ? `, ${n.accepted} of ${n.drafted} tokens accepted` : "")
-    + (n.drafted === 0 ? ` nothing: ${n.off || "the answer was short"}` : ""));
+    + (n.drafted === 0 ? ` nothing: ${n.undrafted}` : ""));
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
 // ---- authors: one colour and one kind of line each, in the order of the models

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import ConfigError, ModelError, RequestError
+from consort.errors import ConfigError, ModelError
+from consort.gateway.ability import Refusal
 from consort.gateway.loading import SPARE
 from consort.inference.deferral import defer
 from consort.inference.share import Share
 from consort.inference.token_file import load_token_need
 from consort.inference.token_need import SCORERS, SPREADS
 from consort.inference.white_box import states_of, vocabulary_of, white_box
-from consort.types import LM, Chunk, Consort, Request, Strategy
+from consort.types import LM, Strategy
 
 _HINT = 'set strategy = "defer" under [serve], so that memory is taken for sessions'
+UNABLE = Refusal("no models are open for token deferral", _HINT)
 
 
 def sessions_of(config: ServeConfig, edges: Sequence[ServedModel], cloud: ServedModel) -> int:
@@ -34,8 +36,8 @@ def shows_states(config: ServeConfig) -> bool:
 
 
 def deferral_of(config: ServeConfig, models: Sequence[LM], *, has_cloud: bool, sessions: int) -> Strategy:
-    """The strategy for these models, the cloud's last. ConfigError where `serve.strategy` is defer and they
-    cannot; else who asks for it is told why."""
+    """The strategy for these models, the cloud's last, or why they cannot; where `serve.strategy` is defer,
+    that is a ConfigError."""
     if not 0 <= config.llm_share <= 1:
         raise ConfigError("must be between 0 and 1", where="serve.llm_share")
     try:
@@ -44,19 +46,7 @@ def deferral_of(config: ServeConfig, models: Sequence[LM], *, has_cloud: bool, s
         if config.strategy == "defer":
             where = "serve.strategy"
             raise ConfigError(f"{error.where}: {error.what}", where=where, hint=error.hint) from error
-        return _refusing(error)
-
-
-def unable(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-    """Nobody here can write token by token with another."""
-    raise RequestError("no models are open for token deferral", where="consort/defer", hint=_HINT)
-
-
-def _refusing(error: ModelError) -> Strategy:
-    def strategy(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
-        raise RequestError(error.what, where=error.where, hint=error.hint)
-
-    return strategy
+        return Refusal(f"{error.where}: {error.what}", error.hint)
 
 
 def _deferral(config: ServeConfig, models: Sequence[LM], has_cloud: bool, sessions: int) -> Strategy:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consort.config_serve import CONFIDENCE, PROXY, SCORER_WORDS, ServeConfig
 from consort.errors import ConfigError, ModelError
@@ -16,9 +16,10 @@ from consort.inference.drift import DriftAlarm
 from consort.inference.evidence import Hear
 from consort.inference.proxy import proxy_agreement
 from consort.inference.scorers import gain_scorer, proxy_scorer
-from consort.types import LM, Scorer, TokenLM
+from consort.types import Scorer, TokenLM
 
-SCORING_ANSWERS = frozenset({"cascade", "cache", "auto"})  # strategies that judge what the edge has written
+if TYPE_CHECKING:
+    from consort.inference.gain_file import StoredScorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +46,11 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
         if proxy is None and config.scorer == PROXY:
             hint = "name one under [serve.proxy]"
             raise ConfigError("no proxy is served that could judge", where="serve.scorer", hint=hint)
-        # the bundled proxy judges only when asked: what it thinks of answers was not calibrated
-        word = config.scorer or (PROXY if config.proxy.model else CONFIDENCE)
-        if proxy is None or word == CONFIDENCE:
+        if proxy is None or _word(config) == CONFIDENCE:
             return Judges(brevity, confidence, config, hear=hear)
         after = proxy_scorer(proxy_agreement(proxy, own_answer=False, turns=turns))
         return Judges(brevity, after, config, PROXY, needs_logprobs=False, hear=hear)
-    from consort.inference.gain_file import load_scorer
-
-    path = Path(config.scorer)
-    try:
-        stored = load_scorer(path)
-    except ModelError as error:
-        raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error
+    path, stored = Path(config.scorer), _stored(config)
     model = stored.model
     if "agreement" in model.groups:
         what = f"{config.scorer} was learned with agreement, which is not heard here"
@@ -82,10 +75,17 @@ def judges(config: ServeConfig, proxy: TokenLM | None = None) -> Judges:
         scorer,
         config,
         scorer_name(path),
-        "confidence" in model.groups,
+        needs_logprobs(config),
         watch,
         hear,
     )
+
+
+def needs_logprobs(config: ServeConfig) -> bool:
+    """Whether what judges answers reads the edge's log-probabilities. ConfigError where it is no scorer."""
+    if config.scorer in ("", *SCORER_WORDS):
+        return _word(config) == CONFIDENCE
+    return CONFIDENCE in _stored(config).model.groups
 
 
 def scorer_name(path: Path) -> str:
@@ -93,16 +93,15 @@ def scorer_name(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def unscored(strategy: str, edges: Sequence[LM], *, needs_logprobs: bool) -> str:
-    """Why a strategy cannot judge the edge's answers here; empty where it can."""
-    if strategy not in SCORING_ANSWERS or not needs_logprobs or not edges:
-        return ""
-    if "logprobs" in edges[0].capabilities:
-        return ""
-    return f"{strategy} judges answers by their log-probabilities, which {edges[0].name} does not give"
+def _word(config: ServeConfig) -> str:
+    # the bundled proxy judges only when asked: what it thinks of answers was not calibrated
+    return config.scorer or (PROXY if config.proxy.model else CONFIDENCE)
 
 
-UNSCORED_HINT = (
-    "serve an edge model that gives them; or set serve.scorer to one that does without, learned by "
-    "`consort calibrate`; or choose route, vote, edge or cloud"
-)
+def _stored(config: ServeConfig) -> StoredScorer:
+    from consort.inference.gain_file import load_scorer
+
+    try:
+        return load_scorer(Path(config.scorer))
+    except ModelError as error:
+        raise ConfigError(f"{config.scorer}: {error.what}", where="serve.scorer", hint=error.hint) from error

@@ -97,9 +97,9 @@ def parse(body: bytes, *, chat: bool, defaults: Parameters, unsaid: Request) -> 
         _messages(raw) if chat else (),
         max_tokens=_whole(raw, "max_completion_tokens", max_tokens, low=1),
         temperature=_number(raw, "temperature", unsaid.temperature, high=2.0),
-        seed=_whole(raw, "seed", None),
+        seed=_whole(raw, "seed", unsaid.seed),
         stop=_stops(raw),
-        top_p=_number(raw, "top_p", 1.0, high=1.0),
+        top_p=_number(raw, "top_p", unsaid.top_p, high=1.0),
         top_logprobs=_top_logprobs(raw, chat=chat),
         prompt=None if chat else _prompt(raw),
     )

@@ -11,9 +11,10 @@ from typing import cast
 
 from consort.config import Config
 from consort.config_serve import ServeConfig
-from consort.errors import ConfigError, DataError, ModelError
+from consort.errors import ConfigError, DataError
+from consort.gateway.ability import parties_of, refusal, usual
 from consort.gateway.deferring import deferral_of, sessions_of, shows_states
-from consort.gateway.judging import UNSCORED_HINT, Judges, judges, unscored
+from consort.gateway.judging import judges
 from consort.gateway.keys import Door, read_keys
 from consort.gateway.ledger import Ledger
 from consort.gateway.loading import load_guides, load_lm, load_proxy, served
@@ -24,10 +25,9 @@ from consort.gateway.strategies import STRATEGIES
 from consort.inference.cache import OFF
 from consort.inference.cache_measured import load_likeness
 from consort.inference.mixing_weights import load_weights
-from consort.inference.mixture import Guide
 from consort.inference.white_box import white_box
 from consort.problems import nearest
-from consort.types import LM, DraftedLM
+from consort.types import DraftedLM
 
 KEYS_FILE = "keys.json"
 
@@ -35,13 +35,10 @@ KEYS_FILE = "keys.json"
 def open_service(config: Config) -> Service:
     """Load the models, open the ledger, read the keys. ConfigError where `serve.strategy` cannot answer."""
     edges, cloud = served(config)
-    if config.serve.strategy not in STRATEGIES:
-        what = f'no strategy "{config.serve.strategy}"'
-        hint = nearest(config.serve.strategy, list(STRATEGIES))
-        raise ConfigError(what, where="serve.strategy", hint=hint)
+    config = replace(config, serve=replace(config.serve, strategy=chosen_strategy(config)))
     # 1) who judges, before anything large is loaded but the proxy that may
     proxy = load_proxy(config)
-    judging = _judging(config.serve, proxy)
+    judging = judges(config.serve, None if proxy is None else white_box(proxy, where="serve.proxy"))
     serving, alike = judging.config, _measured_likeness(config.serve)
     mixing = load_weights(Path(config.serve.mix_weights)) if config.serve.mix_weights else None
     if serving.redact:
@@ -60,7 +57,6 @@ def open_service(config: Config) -> Service:
     ]
     guides = load_guides(config, proxy, models[: len(edges)])
     at_edge, in_cloud = tuple(models[: len(edges)]), models[-1] if cloud.is_given else None
-    _check_strategy(judging, at_edge, in_cloud, guides)
     deferral = deferral_of(config.serve, models, has_cloud=in_cloud is not None, sessions=sessions)
     # 3) the folder
     folder = Path(config.serve.state)
@@ -92,19 +88,31 @@ def open_service(config: Config) -> Service:
     return service
 
 
+def chosen_strategy(config: Config) -> str:
+    """What `consort` means: the strategy that is named, else one that can answer. ConfigError for one that is
+    none, or that would refuse every request."""
+    check_known(config)
+    edges, cloud = served(config)
+    who = parties_of(config.serve, edges, cloud)
+    chosen = usual(config.serve, who)
+    if refused := refusal(chosen, who):
+        raise ConfigError(refused.what, where="serve.strategy", hint=refused.hint)
+    return chosen
+
+
+def check_known(config: Config) -> None:
+    """ConfigError where `serve.strategy` names none."""
+    if (named := config.serve.strategy) and named not in STRATEGIES:
+        what, hint = f'no strategy is called "{named}"', nearest(named, list(STRATEGIES))
+        raise ConfigError(what, where="serve.strategy", hint=hint)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _judging(config: ServeConfig, proxy: LM | None) -> Judges:
-    judging = judges(config, None if proxy is None else white_box(proxy, where="serve.proxy"))
-    if config.role == "cloud":
-        judging = replace(judging, config=replace(judging.config, strategy="cloud"))
-    return judging
 
 
 def _measured_likeness(config: ServeConfig) -> float:
@@ -115,29 +123,6 @@ def _measured_likeness(config: ServeConfig) -> float:
         return load_likeness(Path(config.alike)).threshold
     except DataError as error:
         raise ConfigError(f"{config.alike}: {error.what}", where="serve.alike", hint=error.hint) from error
-
-
-def _check_strategy(
-    judging: Judges, edges: tuple[LM, ...], cloud: LM | None, guides: tuple[Guide, ...]
-) -> None:
-    """ConfigError where every request would be refused. Of defer, `deferral_of` says it."""
-    strategy, where = judging.config.strategy, "serve.strategy"
-    if why := unscored(strategy, edges, needs_logprobs=judging.needs_logprobs):
-        raise ConfigError(why, where=where, hint=UNSCORED_HINT)
-    if strategy == "speculate" and (cloud is None or "drafts" not in cloud.capabilities):
-        what = "speculate drafts for a cloud model that takes drafts, and none is served"
-        hint = "set drafted = true under [serve.cloud], before a `consort serve --role cloud`"
-        raise ConfigError(what, where=where, hint=hint)
-    if strategy == "mix" and not guides:
-        hint = "name the proxy and its adapter under [serve.proxy]"
-        raise ConfigError("no tuned proxy is served, by which mix steers", where=where, hint=hint)
-    if strategy == "mix":
-        if cloud is None:
-            raise ConfigError("mix needs a cloud model, and none is served", where=where, hint="name one")
-        try:
-            white_box(cloud, where="mix")
-        except ModelError as error:
-            raise ConfigError(f"{error.where}: {error.what}", where=where, hint=error.hint) from error
 
 
 def _shadow(config: ServeConfig, ledger: Ledger, scorer: str, spent: float) -> Shadow | None:

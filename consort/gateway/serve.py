@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -23,12 +23,36 @@ from consort.gateway.service import Service
 def serve(config: Config) -> None:
     """Serve until interrupted. ConfigError before anything listens."""
     check(config.serve)
-    service = open_service(config)
-    scheme = "https" if config.serve.tls_certificate else "http"
-    alone = "" if service.edges or config.serve.role == "cloud" else " alone: [[serve.edges]] names no edge"
-    print(f"serving {', '.join(lm.name for lm in service.models)}{alone}", file=sys.stderr)
-    print(f"{scheme}://{config.serve.host}:{config.serve.port}/v1", file=sys.stderr)
-    uvicorn.Server(server_config(service)).run()
+    with closing(_port_of(config.serve)) as port:
+        service = open_service(config)
+        where = "https" if config.serve.tls_certificate else "http"
+        alone = (
+            "" if service.edges or config.serve.role == "cloud" else " alone: [[serve.edges]] names no edge"
+        )
+        print(f"serving {', '.join(lm.name for lm in service.models)}{alone}", file=sys.stderr)
+        print(f"`consort` means {service.config.strategy}", file=sys.stderr)
+        print(f"{where}://{config.serve.host}:{port.getsockname()[1]}/v1", file=sys.stderr)
+        uvicorn.Server(server_config(service)).run([port])
+
+
+def _port_of(config: ServeConfig) -> socket.socket:
+    """The port, taken before models are loaded; who connects before they are finds nobody listening. Of a
+    name with several addresses, the IPv4 one. ConfigError where it cannot be had."""
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"no address is called {config.host} ({error})", where="serve.host") from None
+    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    port = socket.socket(family, kind, protocol)
+    try:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who has just ended there is no hindrance
+        port.bind(address)
+    except OSError as error:
+        port.close()
+        what = f"cannot serve at {config.host}:{config.port}: {error.strerror}"
+        hint = "end what serves there, or name another: --port 8801, --host 127.0.0.1"
+        raise ConfigError(what, where="serve.port", hint=hint) from None
+    return port
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from consort.config_serve import ServeConfig, ServedModel
-from consort.errors import LimitError, ParameterError, UnknownModelError
-from consort.gateway.deferring import unable
+from consort.errors import LimitError, UnknownModelError
+from consort.gateway.ability import Parties, Refusal, loaded, refusal
+from consort.gateway.deferring import UNABLE
 from consort.gateway.exchange import Exchange
-from consort.gateway.judging import unscored
 from consort.gateway.keys import Door, Key
 from consort.gateway.ledger import Ledger, Row
 from consort.gateway.loading import drafter_of
@@ -62,7 +62,7 @@ class Service:
     alike: float = OFF  # the measured likeness of serve.alike
     shadow: Shadow | None = None
     watch: Watch | None = None
-    deferral: Strategy = unable
+    deferral: Strategy = UNABLE
     proxy: LM | None = None  # which drafts, and which the scorers hear
     hear: Hear | None = None  # what it thinks of an answer, for scorers and labels
     guides: tuple[Guide, ...] = ()
@@ -92,8 +92,17 @@ class Service:
 
     def names(self) -> list[str]:
         """What `model` may say: the models, the configured strategy, each strategy that can answer."""
-        able = (name for name in strategy_names() if self.guides or name != f"{OWN}/mix")
-        return [*(lm.name for lm in self.models), *able]
+        able = [f"{OWN}/{name}" for name in STRATEGIES if self.refusal(name) is None]
+        return [*(lm.name for lm in self.models), OWN, *able]
+
+    def refusal(self, strategy: str) -> Refusal | None:
+        """Why a strategy cannot answer here; None where it can."""
+        if strategy == "defer" and isinstance(self.deferral, Refusal):
+            return self.deferral
+        edge = loaded(self.edges[0]) if self.edges else None
+        cloud = loaded(self.cloud) if self.cloud else None
+        who = Parties(edge, cloud, tuned_proxy=bool(self.guides), needs_logprobs=self.needs_logprobs)
+        return refusal(strategy, who)
 
     def begin(self, asked: Asked, key: Key) -> Exchange:
         """Admit a request. UnknownModelError for a name not served, LimitError when there is no room."""
@@ -129,8 +138,8 @@ class Service:
         model = asked.model
         name = self.config.strategy if model == OWN else model.removeprefix(f"{OWN}/")
         if (model == OWN or model.startswith(f"{OWN}/")) and name in STRATEGIES:
-            if why := unscored(name, self.edges, needs_logprobs=self.needs_logprobs):
-                raise ParameterError(why, where="model", hint="ask for another strategy")
+            if refused := self.refusal(name):
+                raise refused.error()
             return name, made(name, asked.parameters, self._means(asked, key, calls))
         if self.cloud is not None and self.cloud.name == model:
             return "model", permitted(named(model), asked.parameters, hides=True, detect=self.detect)

@@ -42,6 +42,8 @@ from consort.types import (
     Writing,
 )
 
+MEASURING = "how fast the cloud is without drafts was measured first"
+
 
 class Chooser(Protocol):
     """Which drafter a cloud's answers are drafted by, and what was measured between the two."""
@@ -103,6 +105,7 @@ class _Run:
     chances: list[float] = field(default_factory=list)  # of the pending first path's tokens, each by itself
     news: asyncio.Event = field(default_factory=asyncio.Event)
     off: str = ""  # why nothing is drafted any more
+    idle: str = "the drafter had not read the question when the answer ended"  # why nothing is drafted yet
     in_turn: bool = False  # the verifier waits for drafts
     drafted: int = 0
     accepted: int = 0
@@ -185,6 +188,7 @@ class _Run:
             "width": shape.width,
             "least": round(shape.least, 3),
             "off": self.off,
+            "undrafted": "" if self.drafted else self.off or self.idle,
         }
         return told | pace.measured_ms() | {"rtt_ms": round(1e3 * self.writing.rtt_s, 3)}
 
@@ -225,6 +229,7 @@ class _Run:
         """Draft ahead of the verifier as long as the path is likely."""
         try:
             self.drafting = await self.drafter.open(self.request)
+            self.idle = MEASURING
             while not self.off:
                 shape, chance = self.pace.shape(ahead=bool(self.chances)), math.prod(self.chances)
                 if self.pace.is_trial() or chance <= shape.least or not await self._draft_on(shape, chance):
@@ -237,6 +242,7 @@ class _Run:
         """Draft while the verifier waits, and let it make a pass; where no drafts are wanted, let it write
         on."""
         if self.pace.is_trial():
+            self.idle = MEASURING
             return
         room = self.request.max_tokens - len(self.answer) - 1  # the pass itself writes one
         try:
@@ -255,18 +261,22 @@ class _Run:
     async def _draft_on(self, shape: DraftShape, chance: float) -> bool:
         """Draft after the pending path, which has this chance; whether there was anything to say."""
         assert self.drafting is not None
+        self.idle = "the first draft was not done when the answer ended"
         believed = [*self.answer, *self._path()]
         began_s = self.pace.clock()
         draft, chances = await self.drafting.draft(believed, replace(shape, least=shape.least / chance))
         took_s = self.pace.clock() - began_s
         if not is_sound(draft, self.vocabulary.size):
+            self.idle = "what the drafter said was no draft"
             return False
         self.pace.levels(1 + max(depths(draft.parents), default=-1), took_s)
         if not draft.ids:
+            self.idle = "the drafter foresaw nothing that was likely enough"
             return False
         held = self.pending
         self.pending = joined(held, self.answer, len(believed), draft)
         if self.pending is held:  # the answer went another way meanwhile
+            self.idle = "the answer went another way while it was drafted"
             return True
         self.writing.draft(len(believed), draft)
         self.drafted += len(draft.ids)

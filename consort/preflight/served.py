@@ -9,7 +9,7 @@ compared. Endpoints are not asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from consort.config import Config, RuntimeConfig
 from consort.config_serve import ServedModel
 from consort.errors import ConfigError, ModelError
 from consort.gateway.loading import served
+from consort.gateway.opening import check_known, chosen_strategy
 from consort.models.footprint import ModelFiles, read_model_files
 from consort.models.gguf.file import is_gguf
 from consort.models.zoo import located
@@ -28,15 +29,20 @@ from consort.problems import Problem
 def served_problems(config: Config) -> Iterator[Problem]:
     """Every model of `[serve]` that `consort serve` could not load."""
     serve = config.serve
-    if serve.edges or serve.cloud.is_given:
-        try:
-            served(config)
-        except ConfigError as error:
-            yield Problem(error.where, error.what, error.hint, error.where)
+    # each by itself, as one mistake must not hide another; a run's own models are checked with the run
+    checks = (check_known, served, chosen_strategy) if serve.edges or serve.cloud.is_given else (check_known,)
+    yield from dict.fromkeys(problem for check in checks for problem in _told(check, config))
     named = {f"serve.edges.{index}": model for index, model in enumerate(serve.edges)}
     for key, model in (named | {"serve.cloud": serve.cloud, "serve.proxy": serve.proxy}).items():
         if model.model and not model.base_url:
             yield from _here(key, model)
+
+
+def _told(check: Callable[[Config], object], config: Config) -> Iterator[Problem]:
+    try:
+        check(config)
+    except ConfigError as error:
+        yield Problem(error.where, error.what, error.hint, error.where)
 
 
 def _here(key: str, model: ServedModel) -> Iterator[Problem]:

@@ -96,7 +96,7 @@ RANGES: dict[type, dict[str, Range]] = {
     RuntimeConfig: {"threads": COUNT, "workers": COUNT},
     ServeConfig: {
         "port": Range(low=0, high=65535),
-        "threshold": NOT_NEGATIVE,
+        "threshold": Range(low=0, high=1),
         "share": Range(low=0, high=1),
         "llm_share": Range(low=0, high=1),
         "drift_alarm_rate": Range(low=0, high=0.5),
@@ -145,6 +145,10 @@ def range_problems(config: Config) -> Iterator[Problem]:
     if not TORCH_DEVICE.fullmatch(config.runtime.device):
         what = f"no torch device is called {shown(config.runtime.device)}"
         yield _problem("runtime.device", what, 'use "auto", "cpu", "cuda", "cuda:1" or "mps"')
+    if "gliner" in config.serve.detectors and not config.serve.gliner_model:
+        yield _problem(
+            "serve.detectors", "GLiNER needs a model", "serve.gliner_model names its directory or Hub id"
+        )
 
 
 def _device_problems(devices: tuple[DeviceConfig, ...]) -> Iterator[Problem]:

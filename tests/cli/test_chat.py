@@ -130,15 +130,17 @@ def test_a_limit_beyond_the_context_is_one_error(directory: Path, capsys: pytest
     assert "leaves no room" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("drafter", ["", "prompt-lookup"])
 def test_a_drafter_changes_nothing_and_is_told_of(
-    directory: Path, capsys: pytest.CaptureFixture[str]
+    drafter: str, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampled = ["--temperature", "1.5", "--seed", "3"]
     assert main([*words(directory, "the clinic"), *sampled]) == 0
     alone = capsys.readouterr().out
-    assert main([*words(directory, "the clinic"), *sampled, "--drafter", str(directory)]) == 0
+    assert main([*words(directory, "the clinic"), *sampled, "--drafter", drafter or str(directory)]) == 0
     found = capsys.readouterr()
     assert found.out == alone
+    assert f"{drafter or directory.name} drafted " in found.err
     assert "are in the answer" in found.err
 
 

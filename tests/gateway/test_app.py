@@ -273,7 +273,7 @@ def test_private_text_stays_at_the_edge(tmp_path: Path) -> None:
     assert [status for status, _ in answers] == [200, 200, 400, 400]
 
 
-@pytest.mark.parametrize("model", ["large", "consort/cloud", "consort/takeover", "consort/vote"])
+@pytest.mark.parametrize("model", ["large", "consort/cloud", "consort/takeover"])
 @pytest.mark.parametrize("redact", [False, True])
 def test_a_private_request_that_only_the_cloud_could_answer_is_told_so(
     tmp_path: Path, model: str, redact: bool
@@ -288,6 +288,20 @@ def test_a_private_request_that_only_the_cloud_could_answer_is_told_so(
     assert "a private request stays at the edge" in body["error"]["message"]
     assert "ask consort/edge" in body["error"]["message"]
     assert large.calls == []
+
+
+def test_a_private_vote_is_decided_among_the_edges_and_the_receipt_says_how(tmp_path: Path) -> None:
+    large = says("large", LARGE)
+    edges = [says("small", SMALL), says("other", "ask somebody else")]
+
+    async def work(here: Live) -> tuple[int, Any]:
+        return await here.ask(model="consort/vote", consort={"private": True, "receipt": True})
+
+    status, body = run(work, tmp_path, cloud=large, edges=edges)
+    told = body["consort"]["receipt"]
+    assert (status, large.calls, told["cloud_bytes"]) == (200, [], 0)
+    assert [note["event"] for note in told["notes"]] == ["kept", "split", "surest"]
+    assert body["choices"][0].get("logprobs") is None
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -98,12 +98,14 @@ def test_controls_have_names_and_answers_are_announced_when_whole() -> None:
 @pytest.mark.parametrize(
     ("note", "words"),
     [
-        ({"drafted": 9, "accepted": 4, "off": ""}, "speculate drafted, 4 of 9 tokens accepted"),
         (
-            {"drafted": 0, "accepted": 0, "off": "did not pay lately"},
+            {"drafted": 9, "accepted": 4, "off": "", "undrafted": ""},
+            "speculate drafted, 4 of 9 tokens accepted",
+        ),
+        (
+            {"drafted": 0, "accepted": 0, "undrafted": "did not pay lately"},
             "speculate drafted nothing: did not pay lately",
         ),
-        ({"drafted": 0, "accepted": 0, "off": ""}, "speculate drafted nothing: the answer was short"),
         ({"messages": 2}, "speculate drafted"),
     ],
 )

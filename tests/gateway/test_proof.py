@@ -23,8 +23,12 @@ ASKED = {
     "messages": [{"role": "user", "content": "When does the clinic open?"}],
     "max_tokens": 16,
     "temperature": 0.8,
+    "top_p": 0.9,
+    "seed": 7,
+    "stop": ["never said"],
     "consort": {"receipt": True},
 }
+DECIDES = {"model": "consort/cloud", "max_tokens": 5, "temperature": 0, "top_p": 1, "seed": 8}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,37 @@ def test_another_answer_and_another_model_are_told_apart(files, tmp_path, capsys
     assert "different from character" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", DECIDES)
+def test_a_receipt_proves_nothing_for_a_request_that_says_otherwise(files, tmp_path, capsys, name):
+    """And one that leaves it to the gateway is told it by the receipt."""
+    _, answer = files
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(ASKED | {name: DECIDES[name]}))
+    assert main(["verify-receipt", str(request), str(answer)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{name} is {DECIDES[name]}" in told.err.replace(".0 in", " in")
+    assert main(["verify-receipt", str(request), str(answer), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["same"]
+    assert len(found["conflicts"]) == 1
+    request.write_text(json.dumps({key: value for key, value in ASKED.items() if key != name}))
+    assert main(["verify-receipt", str(request), str(answer)]) == 0
+
+
+def test_an_answer_that_goes_on_where_the_request_says_stop_is_not_the_models(files, tmp_path, capsys):
+    _, answer = files
+    text = json.loads(answer.read_text())["choices"][0]["message"]["content"]
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(ASKED | {"stop": text[4:8]}))
+    assert main(["verify-receipt", str(request), str(answer)]) == 1
+    assert "different from character" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda body: body["consort"]["receipt"]["notes"][0].pop("seed"), "this receipt is damaged"),
         (lambda body: body.pop("consort"), "no receipt"),
         (lambda body: body["consort"]["receipt"].update(notes=[]), "by speculate"),
         (lambda body: body["consort"]["receipt"]["notes"].append({"strategy": "takeover"}), "takeover"),

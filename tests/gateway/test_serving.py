@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,29 @@ def test_a_wrong_scorer_is_refused_before_anything_listens(tmp_path: Path) -> No
     config = learned(file, answered=True, threshold=None)
     with pytest.raises(ConfigError, match="before there is one"):
         judges(replace(config, strategy="route"))
+
+
+def test_a_port_that_is_taken_is_one_error_before_any_model_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = ["--set", f"serve.cloud.model={tmp_path}/nowhere", "--state", str(tmp_path / "state")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), *nowhere]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: serve.port: cannot serve at 127.0.0.1:{port}: ")
+    assert "serving" not in told
+    assert main(["serve", "--port", str(port), *nowhere]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("given", [["--port", "70000"], ["--set", "serve.port=70000"], ["--port=-1"]])
+def test_a_port_that_is_none_is_refused_however_it_is_given(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *given]) == 1
+    assert "serve.port: must be at least 0 and at most 65535" in capsys.readouterr().err
 
 
 def test_half_of_tls_is_refused() -> None:

@@ -216,6 +216,47 @@ def test_a_drafter_that_fails_costs_the_answer_nothing(cloud, good, place):
     assert any(note.values["off"] for note in notes)
 
 
+class Silent(Hostile):
+    """Foresees nothing; `reads`: reads the question at all."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        super().__init__()
+        self.reads = reads
+
+    async def open(self, request: Request) -> Drafting:
+        if not self.reads:
+            await asyncio.Event().wait()
+        return self
+
+    async def draft(self, answer: Sequence[int], shape: DraftShape) -> tuple[Draft, tuple[float, ...]]:
+        return Draft((), ()), ()
+
+
+@pytest.mark.parametrize(
+    ("drafter", "pace", "why"),
+    [
+        (Silent(), eager, "the drafter foresaw nothing that was likely enough"),
+        (Silent(), lambda: Pace(paused=1), "did not pay lately"),
+        (Silent(), lambda: Pace(plain_tokens=-ASKED.max_tokens), "how fast the cloud is without drafts"),
+        (Broken(0), eager, "the drafter failed: unusable_model"),
+        (Silent(reads=False), eager, "the drafter had not read the question"),
+    ],
+)
+def test_where_nothing_was_drafted_the_receipt_says_why(slow_cloud, drafter, pace, why):
+    """However long the answer is; in turn, too, where nobody waits for a drafter that reads for ever."""
+    for cloud in (Far(slow_cloud), slow_cloud)[: 1 if "not read" in why else 2]:
+        _, (note,) = asyncio.run(answered(speculate(lambda lm: (drafter, pace())), cloud, ASKED))
+        assert note.values["drafted"] == 0
+        assert str(note.values["undrafted"]).startswith(why)
+
+
+def test_where_something_was_drafted_nothing_is_said_of_why_not(slow_cloud):
+    for note in check(slow_cloud, PromptLookup(slow_cloud.tokenizer), REQUESTS) + check(
+        slow_cloud, Hostile(), REQUESTS
+    ):
+        assert bool(note.values["undrafted"]) == (note.values["drafted"] == 0)
+
+
 def test_a_drafter_s_tokens_are_its_own_and_what_was_struck_is_told(slow_cloud):
     drafter = drafting(tiny("llama"), slow_cloud)
     drafter.name = "proxy"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +16,7 @@ from consort.inference.cascade import cascade
 from consort.inference.metering import Call, Gauge, Metered
 from consort.inference.route import route
 from consort.inference.single import cloud, edge, named
-from consort.inference.streams import Closing
+from consort.inference.streams import Closing, answer_of
 from consort.inference.takeover import takeover
 from consort.inference.vote import vote
 from consort.models.simulated import Fault, Simulated
@@ -22,6 +24,7 @@ from consort.types import Answer, Chunk, Consort, Request, Strategy, Tool
 from tests.inference.consorts import always, outcome, says, user
 
 SMALL, LARGE = "it opens at nine in the morning", "the clinic opens at 9, except on Sundays"
+SURE = (SMALL, f"{SMALL}.")  # two that agree
 TOOL = Tool("look", "", "{}")
 
 
@@ -31,6 +34,10 @@ def edge_lm(**more: object) -> Simulated:
 
 def cloud_lm(**more: object) -> Simulated:
     return says("large", LARGE, **more)  # type: ignore[arg-type]
+
+
+def mean_logprob(answer: Answer) -> float:
+    return statistics.fmean(token.logprob for token in answer.logprobs)
 
 
 def everyone() -> list[tuple[str, Strategy]]:
@@ -203,6 +210,30 @@ def test_a_vote_needs_a_majority_of_like_answers() -> None:
 
 def test_one_voter_alone_decides_nothing() -> None:
     assert outcome(vote(), edges=[edge_lm()], cloud=cloud_lm()).text == LARGE
+
+
+def test_without_a_cloud_a_vote_is_the_largest_groups_else_the_surests() -> None:
+    """And nobody sees the log-probabilities that it asked for."""
+    words = [*SURE, "it does not open", "no idea", "ask Köln"]
+    for split in itertools.permutations([says(f"of {text}", text) for text in words[2:]]):
+        found = outcome(vote(), edges=split)
+        answers = [outcome(edge, edges=[lm], request=user(top_logprobs=0)).chunks for lm in split]
+        means = {answer_of(chunks).text: mean_logprob(answer_of(chunks)) for chunks in answers}
+        assert found.text == max(means, key=lambda text: means[text])
+        assert found.events == ["split", "surest"]
+        assert not any(chunk.logprobs for chunk in found.chunks)
+    two = [says(str(place), text) for place, text in enumerate(words)]
+    found = outcome(vote(), edges=two)
+    assert (found.text in SURE, found.events) == (True, ["split", "most"])
+    assert outcome(vote(), edges=[edge_lm()]).text == SMALL
+
+
+def test_a_vote_in_which_nobody_can_speak_fails_as_the_voters_do() -> None:
+    broken = [says(name, SMALL, fault=Fault("break")) for name in "ab"]
+    with pytest.raises(UpstreamError, match="broke off"):
+        outcome(vote(), edges=broken)
+    assert outcome(vote(), edges=[*broken, edge_lm()]).text == SMALL
+    assert outcome(vote(), edges=broken, cloud=cloud_lm()).text == LARGE
 
 
 def test_a_decided_vote_stops_who_still_writes() -> None:

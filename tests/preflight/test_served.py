@@ -146,6 +146,23 @@ def test_what_is_wrong_in_such_a_file_is_told_alone(tmp_path: Path) -> None:
     assert edge.where.endswith("edge.toml:7")
 
 
+def test_every_mistake_of_what_is_served_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    wrong = ("port = 70000", 'strategy = "vot"', 'detectors = ["gliner"]', "threshold = 7", 'goal = "fast"')
+    (tmp_path / "edge.toml").write_text(SERVED.replace("port = 8801", "\n".join(wrong)))
+    found = {
+        problem.where.rpartition(":")[2]: problem for problem in examine_file(tmp_path / "edge.toml").problems
+    }
+    assert set(found) == {"2", "3", "4", "5", "6"}
+    assert 'did you mean "vote"?' in str(found["3"])
+    assert "needs a model" in str(found["4"])
+    (tmp_path / "edge.toml").write_text(
+        SERVED.replace("port = 8801", 'strategy = "mix"\ndetectors = ["gline"]')
+    )
+    finder, strategy = examine_file(tmp_path / "edge.toml").problems
+    assert 'did you mean "gliner"?' in str(finder)
+    assert (strategy.where, "no tuned proxy" in strategy.what) == (f"{tmp_path / 'edge.toml'}:2", True)
+
+
 @pytest.mark.parametrize("more", ['public = "data"\n', "[tune]\nrounds = 1\n"])
 def test_a_file_with_anything_of_a_run_is_a_runs(more: str, tmp_path: Path) -> None:
     (tmp_path / "edge.toml").write_text(f"{more}{SERVED}")
