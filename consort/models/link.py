@@ -30,12 +30,12 @@ class OtherTokenizerError(UpstreamError):
 
 
 class Link:
-    """An open connection; opening it took `rtt_s`, which is measured from then on. `lost_s`: since when a
-    broken one is missed."""
+    """An open connection; opening it took `rtt_s`, which is measured from then on. `least_rtt_s`: of all that
+    was measured, without what a busy other end added. `lost_s`: since when a broken one is missed."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, *, rtt_s: float) -> None:
         self.broken = False
-        self.rtt_s = rtt_s
+        self.rtt_s = self.least_rtt_s = rtt_s
         self.lost_s = 0.0
         self._heard_s = time.monotonic()
         self._socket = socket
@@ -128,6 +128,7 @@ class Link:
         if session == CONTROL:
             if self._pinged_s is not None:
                 self.rtt_s, self._pinged_s = self._heard_s - self._pinged_s, None
+                self.least_rtt_s = min(self.least_rtt_s, self.rtt_s)
         elif (heard := self._heard.get(session)) is not None:
             heard.put_nowait(payload)
 

@@ -98,7 +98,7 @@ class Verifier(Remote):
         """What is opened over another connection in a lost one's place, until it is too late: for whoever
         goes on instead, for the request, or for the cloud, which keeps an answer for `PARKED_S`.
         UpstreamError then, or BusyError where there was no room to the end."""
-        patience_s = max(self.resume_s, REOPENING_ROUND_TRIPS * lost.rtt_s)
+        patience_s = max(self.resume_s, REOPENING_ROUND_TRIPS * lost.least_rtt_s)
         until_s = min(lost.lost_s + min(patience_s, PARKED_S), request.until_s or math.inf)
         while True:
             try:
