@@ -56,10 +56,11 @@ class ContextFullError(ModelError):
 
 
 class BusyError(ModelError):
-    """A model whose sessions are all taken: one is free again in a moment."""
+    """A model that answers others just now, here or far away: it has not failed, and may be asked again."""
 
     code = "rate_limit_exceeded"
     http_status = 503
+    retry_s = 1  # seconds until it is worth asking again
 
 
 class PacketError(ConsortError):
@@ -134,7 +135,7 @@ class UpstreamError(ConsortError):
 
 
 class UnreachableError(UpstreamError):
-    """An endpoint to which no connection came about: nothing was sent."""
+    """An endpoint to which no connection came about: nothing of the request was sent."""
 
 
 class DeadlineError(ConsortError):

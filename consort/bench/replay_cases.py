@@ -26,7 +26,7 @@ _BOUND = {
     ("private", "kept"),
     *(("cascade", event) for event in ("unable", "failed", "kept")),
     *(("route", event) for event in ("unable", "failed")),
-    *(("takeover", event) for event in ("broke", "stalled")),
+    *(("takeover", event) for event in ("broke", "busy", "stalled")),
 }
 SHADOW_HINT = "set serve.shadow_share, so that some requests are answered by both"
 

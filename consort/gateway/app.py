@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from consort.errors import AccessError, ConsortError, LimitError, RequestError
+from consort.errors import AccessError, BusyError, ConsortError, LimitError, RequestError
 from consort.gateway.answering import Form, Headers, Receive, Send, answer, known
 from consort.gateway.dashboard import page
 from consort.gateway.forms import Ollama, OpenAI
@@ -27,6 +27,7 @@ from consort.gateway.overview import overview
 from consort.gateway.parameters import Parameters, configured
 from consort.gateway.service import OWN, Service, strategy_names
 from consort.gateway.verifier import AsgiSocket, converse
+from consort.gateway.warming import warm
 from consort.types import Request
 
 Scope = dict[str, Any]
@@ -230,7 +231,7 @@ class _Gateway:
         if error.http_status in (408, 413):  # the rest of the request is not read
             more.append((b"connection", b"close"))
         if error.http_status in (429, 503):
-            retry_s = error.retry_s if isinstance(error, LimitError) else LimitError.retry_s
+            retry_s = error.retry_s if isinstance(error, LimitError | BusyError) else LimitError.retry_s
             more.append((b"retry-after", b"%d" % retry_s))
         await self._plain(send, error.http_status, JSON + more, body)
 
@@ -243,10 +244,11 @@ class _Gateway:
         await send({"type": "http.response.body", "body": body if is_shown else b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Starting is done before; stopping gives connections and ledger back."""
+        """Starting warms the edges, the rest is done before; stopping gives connections and ledger back."""
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                await warm(self._service)
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await close(self._service)

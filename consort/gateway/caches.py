@@ -64,10 +64,10 @@ class Caches:
             try:
                 async with cache.turn:
                     session, first = await asyncio.shield(opening)
-                    if not ids:
-                        return pack_rows([first])
-                    rows = await asyncio.to_thread(session.extend, [*after, *ids])
-                    return pack_rows(rows[-len(ids) :])
+                    rows = [first]
+                    if ids:
+                        rows = (await asyncio.to_thread(session.extend, [*after, *ids]))[-len(ids) :]
+                    return {**pack_rows(rows), "prompt_tokens": cache.calls[0].request_tokens}
             except Exception:
                 if self._held.get(number) is cache:
                     self.drop(number)

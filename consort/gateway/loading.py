@@ -66,10 +66,16 @@ def load_proxy(config: Config) -> LM | None:
 
 
 def load_lm(
-    model: ServedModel, runtime: RuntimeConfig, *, sessions: int = 0, shows_states: bool = False
+    model: ServedModel,
+    runtime: RuntimeConfig,
+    *,
+    sessions: int = 0,
+    shows_states: bool = False,
+    is_alone: bool = False,
 ) -> LM:
     """An endpoint where there is a base_url, else a model on this machine, with room for `sessions`, which
-    show hidden states where that is asked for."""
+    show hidden states where that is asked for. `is_alone`: nobody goes on where its connection breaks, which
+    is waited for then."""
     if not model.base_url:
         from consort.models.decoding.lm import LocalLM
 
@@ -92,9 +98,10 @@ def load_lm(
     )
     if not model.drafted:
         return Remote(endpoint)
+    from consort.models.frames import PARKED_S
     from consort.models.verifier import Verifier
 
-    return Verifier(endpoint)
+    return Verifier(endpoint, resume_s=PARKED_S) if is_alone else Verifier(endpoint)
 
 
 def load_here(model: ServedModel, runtime: RuntimeConfig) -> Decodable:

@@ -52,6 +52,7 @@ def open_service(config: Config) -> Service:
             config.runtime,
             sessions=sessions if model in reading else 0,
             shows_states=model in edges[:1] and shows_states(config.serve),
+            is_alone=not edges,
         )
         for model in (*edges, *((cloud,) if cloud.is_given else ()))
     ]

@@ -16,16 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from consort.align import Vocabulary
-from consort.errors import ConsortError, DeadlineError, LimitError
+from consort.errors import BusyError, ConsortError, DeadlineError
 from consort.gateway.exchange import outcome_of
 from consort.gateway.keys import Key
 from consort.gateway.ledger import Row
 from consort.gateway.service import Service
 from consort.inference.metering import Call
-from consort.models.frames import request_of, seconds_left, token_bits, unpack_ids
+from consort.models.frames import PARKED_S, request_of, seconds_left, token_bits, unpack_ids
 from consort.types import DraftedLM, FinishReason, Writing
-
-PARKED_S = 30.0  # a session without a connection is kept for so long
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +67,7 @@ class Pool:
 
     async def begin(self, said: Mapping[str, Any], key: Key) -> tuple[Answering, int]:
         """A new answer, or the one that the message names; and how many of its tokens are known to whoever
-        asks. LimitError where there is no room."""
+        asks. BusyError where there is no room."""
         after = said.get("after")
         known = unpack_ids(after, self.bits) if isinstance(after, bytes) else []
         held = self.answerings.get(str(said.get("session", "")))
@@ -102,9 +100,7 @@ class Pool:
             if held.listeners == 0 and (held.ended or old or len(self.answerings) >= self._room):
                 await self.end(held)
         if len(self.answerings) >= self._room:
-            error = LimitError(f"all {self._room} sessions are taken", hint="try again in a moment")
-            error.http_status = 503
-            raise error
+            raise BusyError(f"all {self._room} sessions are taken", hint="try again in a moment")
 
     async def _write(self, answering: Answering, deadline_s: float) -> None:
         outcome = "client_left"

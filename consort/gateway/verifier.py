@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from consort.errors import ConsortError, RequestError
+from consort.errors import BusyError, ConsortError, LimitError, RequestError
 from consort.gateway.caches import Caches
 from consort.gateway.keys import Key
 from consort.gateway.pool import Answering, Pool
@@ -173,7 +173,10 @@ class _Connection:
         task.add_done_callback(self._working.discard)
 
     async def _refuse(self, number: int, error: ConsortError) -> None:
-        await self._say(number, {"error": {"code": error.code, "message": error.what}})
+        told: dict[str, Any] = {"code": error.code, "message": error.what}
+        if isinstance(error, BusyError | LimitError):
+            told["retry_s"] = error.retry_s
+        await self._say(number, {"error": told})
 
     async def _say(self, number: int, payload: Payload) -> None:
         await self._socket.send(pack(number, payload))

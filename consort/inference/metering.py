@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from consort.errors import ConsortError, ModelError, UnreachableError
+from consort.errors import BusyError, ConsortError, ModelError, UnreachableError
 from consort.inference.counting import request_tokens
 from consort.inference.streams import Closing
 from consort.types import (
@@ -188,7 +188,8 @@ def stalled(call: Call, gauge: Gauge, clock: Callable[[], float] = time.monotoni
 def _failed(call: Call, gauge: Gauge, error: ConsortError, clock: Callable[[], float]) -> None:
     call.outcome = error.code
     _unsent(call, error)
-    _count_failure(gauge, clock)
+    if not isinstance(error, BusyError):  # who is busy answers others
+        _count_failure(gauge, clock)
 
 
 def _count_failure(gauge: Gauge, clock: Callable[[], float]) -> None:
@@ -197,9 +198,10 @@ def _count_failure(gauge: Gauge, clock: Callable[[], float]) -> None:
     gauge.last_failure_s = clock()
 
 
-def _unsent(call: Call, error: ConsortError) -> None:
+def _unsent(call: Call, error: ConsortError, *, is_far: bool = False) -> None:
     """A model here that refuses a request, and an endpoint that is not there, were handed nothing."""
-    if call.first_s is None and isinstance(error, (ModelError, UnreachableError)):
+    refused = isinstance(error, UnreachableError) or (isinstance(error, ModelError) and not is_far)
+    if call.first_s is None and refused:
         call.sent_bytes = 0
 
 
@@ -244,7 +246,7 @@ class MeteredSessions(Metered):
             session, first = self._white_box.open(request)
         except ConsortError as error:
             call.outcome = error.code
-            _unsent(call, error)
+            _unsent(call, error, is_far=hasattr(self._white_box, "connect"))
             raise
         call.first_s = self._clock() - call.began_s
         call.prompt_tokens, call.counted = request_tokens(self._white_box, session, request)

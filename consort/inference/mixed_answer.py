@@ -86,13 +86,15 @@ class MixedAnswer:
         piece, logprobs = self._text.end()
         return Chunk(piece, self._name, "length", logprobs=logprobs)
 
-    def note(self) -> Note:
+    def note(self, *, busy: Sequence[str] = ()) -> Note:
         """For the receipt: how much each guide steered, and what it changed. `unheard` counts the tokens for
         which a guide could not tell; `beyond` is the mean probability of tokens that no model listed, which
-        cannot be written."""
+        cannot be written; `busy` names the models that had no session free."""
         count = len(self._ids)
         values: dict[str, float | int | str] = {"tokens": count, "changed": self._changed}
         values |= {"kind": self._kind, "unheard": self._unheard}
+        if busy:
+            values["busy"] = ", ".join(busy)
         if count:
             values["weight"] = round(sum(self._weights.values()) / count, 4)
             values |= {f"weight of {name}": round(sum_ / count, 4) for name, sum_ in self._weights.items()}

@@ -5,7 +5,7 @@ and leaves its weights alone; also a product and an average of several models, w
 contrastive decoding (arXiv 2210.15097). Every model is one session; all read a token at the same time, as
 each may be far away. The LLM's tokens are written whatever the tokenizers of the others (`following`). Noise
 is the project's: with weight 0 the answer is the LLM's own with that seed. Where a small model fails in the
-middle, the others go on, and at last the LLM alone.
+middle, or has no session free, the others go on, and at last the LLM alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from consort.align import Vocabulary
-from consort.errors import ContextFullError, ModelError
+from consort.errors import BusyError, ContextFullError, ModelError
 from consort.inference.following import Follower, Written, follower
 from consort.inference.mixed_answer import MixedAnswer, Opinion
 from consort.inference.mixing_weights import Kind, Weight
@@ -48,7 +48,7 @@ def mix(guides: Sequence[Guide], *, kind: Kind, weight: Weight) -> Strategy:
         voices = [writer, *(voice for each in steering for voice in each.voices)]
         answer = MixedAnswer(request, llm, kind=kind, weight=weight)
         try:
-            await asyncio.gather(*(voice.open() for voice in voices))
+            await _all_open(voices)
             while True:
                 if await _all_follow(voices, answer.written):
                     yield answer.cut_short()
@@ -61,7 +61,7 @@ def mix(guides: Sequence[Guide], *, kind: Kind, weight: Weight) -> Strategy:
                 if chunk is not None and chunk.finish_reason is not None:
                     break
         finally:
-            consort.note(answer.note())
+            consort.note(answer.note(busy=[voice.name for voice in voices if voice.is_busy]))
             closings = [voice.close() for voice in voices]
         await asyncio.gather(*map(asyncio.wrap_future, closings))  # the next answer finds them free
 
@@ -81,6 +81,18 @@ def _heard_for(kind: Kind, guides: Sequence[Guide]) -> list[Guide]:
             hint="ask for kind mean or product, or give a proxy a share",
         )
     return found
+
+
+async def _all_open(voices: list[_Voice]) -> None:
+    """Every model reads the request. One that has no session free is not heard; without the writer there is
+    no answer."""
+    ends = await asyncio.gather(*(voice.open() for voice in voices), return_exceptions=True)
+    for voice, end in zip(voices, ends, strict=True):
+        if end is None:
+            continue
+        if voice is voices[0] or not isinstance(end, BusyError):
+            raise end
+        voice.silent = voice.is_busy = True
 
 
 async def _all_follow(voices: list[_Voice], written: Written) -> bool:
@@ -151,7 +163,9 @@ class _Voice:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mix")
         self._follower: Follower | None = None
         self.same = vocabulary_of(lm).sha256 == writer.sha256
+        self.name = lm.name
         self.silent = False
+        self.is_busy = False  # it was from the beginning, and so silent
         self.says: TopK | None = None  # next, in the writer's tokens; None where it cannot tell
 
     async def open(self) -> None:

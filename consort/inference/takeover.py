@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from consort.errors import UpstreamError
+from consort.errors import BusyError, UpstreamError
 from consort.inference.single import cloud, edge
 from consort.inference.streams import Closing
 from consort.types import Chunk, Consort, Message, Note, Request, Strategy
@@ -26,9 +26,9 @@ def takeover(
     silence_s: float = SILENCE_S,
     only_begun: bool = False,
 ) -> Strategy:
-    """`strategy` answers; `rescuer` continues where it fails or says nothing for `silence_s`. Without an
-    edge, `strategy` answers alone. `only_begun`: what fails before its first word is left to the caller, who
-    has another answer; silence is then an UpstreamError."""
+    """`strategy` answers; `rescuer` continues where it fails, is busy or says nothing for `silence_s`.
+    Without an edge, `strategy` answers alone. `only_begun`: what fails before its first word is left to the
+    caller, who has another answer; silence is then an UpstreamError."""
 
     async def rescued(request: Request, consort: Consort) -> AsyncIterator[Chunk]:
         if not consort.edges:  # nobody to go on: what fails is told as it is
@@ -45,17 +45,15 @@ def takeover(
                     sent.append(chunk)
                     yield chunk
             return
-        except (UpstreamError, TimeoutError) as error:
+        except (UpstreamError, BusyError, TimeoutError) as error:
             if any(chunk.tool_calls for chunk in sent) or (sent and sent[-1].finish_reason):
                 raise
-            if only_begun and not sent and isinstance(error, UpstreamError):
+            unbegun = only_begun and not sent  # the caller has another answer
+            if unbegun and not isinstance(error, TimeoutError):
                 raise
-            event = "stalled" if isinstance(error, TimeoutError) else "broke"
             text = "".join(chunk.text for chunk in sent)
-            consort.note(
-                Note("takeover", event, {"sent_chunks": len(sent), "sent_bytes": len(text.encode())})
-            )
-            if only_begun and not sent:
+            consort.note(_noted(error, sent, text))
+            if unbegun:
                 raise UpstreamError(f"said nothing for {silence_s:g} s", where=_asked(consort)) from None
         left = max(1, request.max_tokens - max(len(sent), len(text) // 4))  # a token is about four characters
         asked = replace(_continued(request, text), max_tokens=left) if text else request
@@ -64,6 +62,13 @@ def takeover(
                 yield chunk
 
     return rescued
+
+
+def _noted(error: UpstreamError | BusyError | TimeoutError, sent: list[Chunk], text: str) -> Note:
+    told: dict[str, float | int | str] = {"sent_chunks": len(sent), "sent_bytes": len(text.encode())}
+    if isinstance(error, TimeoutError):
+        return Note("takeover", "stalled", told)
+    return Note("takeover", "busy" if isinstance(error, BusyError) else "broke", told | {"code": error.code})
 
 
 def _asked(consort: Consort) -> str:

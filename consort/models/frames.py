@@ -26,6 +26,7 @@ CONTROL = 0  # the session number of what concerns the connection: a number come
 MAX_BYTES = 4 << 20  # of a message
 OTHER_TOKENIZER = "other_tokenizer"  # the error's code where a session is opened for one that is not served
 MOST_IDS = 1 << 18  # of an answer that goes on
+PARKED_S = 30.0  # a session without a connection is kept for so long
 _BEGINS_BITS, _CHAIN_BITS = 8, 1
 
 

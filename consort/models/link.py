@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 
-from consort.errors import ConsortError, ContextFullError, RequestError, UpstreamError
+from consort.errors import BusyError, ConsortError, ContextFullError, RequestError, UpstreamError
 from consort.models.frames import CONTROL, OTHER_TOKENIZER, Payload, frame_bytes, pack, unpack
 
-PING_S = 0.1  # without a word, then the other end is asked whether it is there
+PING_S = 0.06  # without a word, then the other end is asked whether it is there
 SILENT_S = 0.25  # without an answer to that, or two and a half round trips: the connection counts as broken
+FAREWELL_S = 1.0  # for the other end to answer a connection's end, before this one leaves without
 
 
 class BrokenError(UpstreamError):
@@ -29,12 +30,12 @@ class OtherTokenizerError(UpstreamError):
 
 
 class Link:
-    """An open connection; opening it took `rtt_s`, which is measured from then on. `lost_s`: since when a
-    broken one is missed."""
+    """An open connection; opening it took `rtt_s`, which is measured from then on. `least_rtt_s`: of all that
+    was measured, without what a busy other end added. `lost_s`: since when a broken one is missed."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, *, rtt_s: float) -> None:
         self.broken = False
-        self.rtt_s = rtt_s
+        self.rtt_s = self.least_rtt_s = rtt_s
         self.lost_s = 0.0
         self._heard_s = time.monotonic()
         self._socket = socket
@@ -43,6 +44,7 @@ class Link:
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._pinged_s: float | None = None  # of the ping that is not answered yet
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+        self._left: asyncio.Task[bool] | None = None  # a broken one's end, told to whoever may hear it
 
     def session(self) -> tuple[int, asyncio.Queue[Payload | UpstreamError]]:
         """A new session's number, and where it is heard."""
@@ -75,8 +77,13 @@ class Link:
         await asyncio.wait({said, self._tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
         said.cancel()
         self._break()
-        await self._socket.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert self._left is not None, "a broken one is left"
+        await asyncio.gather(self._left, *self._tasks, return_exceptions=True)
+
+    def when_left(self, heard: Callable[[Link], None]) -> None:
+        """Call back once a broken connection is closed here."""
+        assert self._left is not None, "it is broken"
+        self._left.add_done_callback(lambda _: heard(self))
 
     async def _send(self) -> None:
         try:
@@ -98,17 +105,20 @@ class Link:
     async def next(self, heard: asyncio.Queue[Payload | UpstreamError]) -> Payload:
         """What a session hears next. After a while without a word the other end is asked whether it is there;
         where nobody answers, the connection is broken off. BrokenError, also of one that broke by itself."""
+        wait_s = PING_S
         while True:
             try:
-                async with asyncio.timeout(PING_S):
+                async with asyncio.timeout(wait_s):
                     payload = await heard.get()
                 break
             except TimeoutError:
                 self.ping()
                 assert self._pinged_s is not None, "asked just now, or before"
                 silent_s = time.monotonic() - max(self._heard_s, self._pinged_s)
-                if silent_s > max(SILENT_S, 2.5 * self.rtt_s):
+                left_s = max(SILENT_S, 2.5 * self.rtt_s) - silent_s
+                if left_s <= 0:
                     self._break(noticed_s=self._pinged_s)
+                wait_s = min(PING_S, left_s) if left_s > 0 else PING_S
         if isinstance(payload, UpstreamError):
             raise payload
         return payload
@@ -118,6 +128,7 @@ class Link:
         if session == CONTROL:
             if self._pinged_s is not None:
                 self.rtt_s, self._pinged_s = self._heard_s - self._pinged_s, None
+                self.least_rtt_s = min(self.least_rtt_s, self.rtt_s)
         elif (heard := self._heard.get(session)) is not None:
             heard.put_nowait(payload)
 
@@ -132,6 +143,8 @@ class Link:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
+        # also where nothing is heard any more: what is held for it over there is free as soon as this arrives
+        self._left = asyncio.create_task(self._socket.close())
 
 
 def error_of(error: Mapping[str, Any], name: str) -> ConsortError:
@@ -141,7 +154,12 @@ def error_of(error: Mapping[str, Any], name: str) -> ConsortError:
         ContextFullError.code: ContextFullError,
         OTHER_TOKENIZER: OtherTokenizerError,
     }
-    return kinds.get(error.get("code"), UpstreamError)(str(error.get("message", "failed"))[:300], where=name)
+    what, code, retry_s = str(error.get("message", "failed"))[:300], error.get("code"), error.get("retry_s")
+    if code == BusyError.code:
+        busy = BusyError(what, where=name, hint="try again in a moment")
+        busy.retry_s = retry_s if isinstance(retry_s, int) else BusyError.retry_s
+        return busy
+    return kinds.get(code, UpstreamError)(what, where=name)
 
 
 def _broken() -> BrokenError:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from consort.errors import ModelError, UpstreamError
 from consort.models.frames import Payload, request_map, rows_of
 from consort.models.link import BrokenError, Link, OtherTokenizerError, error_of
-from consort.models.remote_writing import PAUSE_S
 from consort.types import Request, TopK
 
 if TYPE_CHECKING:
     from consort.models.verifier import Verifier
-
-# Missing a connection takes two at most, opening another two (TCP, WebSocket), and one may be lost again.
-REOPENING_ROUND_TRIPS = 5
 
 
 class RemoteSession:
@@ -30,6 +24,7 @@ class RemoteSession:
         self._ids: list[int] = []  # behind the request
         self._rewound = 0  # ids that the cache holds yet: it forgets them before it reads on
         self._link: _Numbered | None = None
+        self.prompt_tokens: int | None = None  # of the request, by the cloud's count; None: it did not say
 
     def begin(self) -> TopK:
         """Read the request; the distribution of the first token of the answer."""
@@ -76,18 +71,7 @@ class RemoteSession:
             return await lost.ask({"extend": ids, "rewind": self._rewound})
         except BrokenError:
             self._link = None
-        until_s = lost.lost_s + max(self._verifier.resume_s, REOPENING_ROUND_TRIPS * lost.rtt_s)
-        until_s = min(until_s, self._request.until_s or math.inf)
-        while True:
-            try:
-                async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
-                    link = await self._verifier.link()
-                # who is there again is waited for: what is to be read anew may be long
-                return await self._opened(link, ids)
-            except (UpstreamError, TimeoutError):
-                if time.monotonic() + PAUSE_S > until_s:
-                    raise UpstreamError("cannot be reached again", where=self._verifier.name) from None
-                await asyncio.sleep(PAUSE_S)
+        return await self._verifier.again(lost.link, self._request, lambda link: self._opened(link, ids))
 
     async def _opened(self, opened: Link, ids: list[int]) -> Payload:
         """A cache that reads the request, what was held, and `ids`, in one round trip."""
@@ -107,6 +91,9 @@ class RemoteSession:
             verifier.is_stale |= isinstance(error, OtherTokenizerError)
             raise
         self._link, self._rewound = link, 0
+        if self.prompt_tokens is None and isinstance(found, Mapping):
+            told = found.get("prompt_tokens")
+            self.prompt_tokens = told if type(told) is int and told >= 0 else None
         return found
 
 
@@ -114,27 +101,17 @@ class _Numbered:
     """One session's part of a connection."""
 
     def __init__(self, link: Link, name: str) -> None:
-        self._link, self._name = link, name
+        self.link, self._name = link, name
         self._number, self._heard = link.session()
-
-    @property
-    def lost_s(self) -> float:
-        """Since when the connection, which is broken, is missed."""
-        return self._link.lost_s
-
-    @property
-    def rtt_s(self) -> float:
-        """To the cloud and back, when it was last measured."""
-        return self._link.rtt_s
 
     async def ask(self, payload: Payload) -> Payload:
         """Say it and hear the answer. BrokenError, or what the cloud refuses it with."""
-        self._link.say(self._number, payload)
-        heard = await self._link.next(self._heard)
+        self.link.say(self._number, payload)
+        heard = await self.link.next(self._heard)
         if isinstance(heard, Mapping) and "error" in heard:
             raise error_of(heard["error"], self._name)
         return heard
 
     def forget(self) -> None:
         """Nothing is asked any more."""
-        self._link.forget(self._number)
+        self.link.forget(self._number)

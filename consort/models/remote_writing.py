@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,6 @@ from consort.types import Draft, Request, Written
 
 if TYPE_CHECKING:
     from consort.models.verifier import Verifier
-
-PAUSE_S = 0.05  # between two attempts to connect again
 
 
 class RemoteWriting:
@@ -51,9 +48,11 @@ class RemoteWriting:
 
     async def ask(self) -> None:
         """Open the session, after what is known of the answer."""
+        await self._ask(await self._verifier.link())
+
+    async def _ask(self, link: Link) -> None:
         await self.close()  # an attempt before, if its connection stands
-        self._taken = False
-        self._link = link = await self._verifier.link()
+        self._taken, self._link = False, link
         self._bits = token_bits(self._verifier.tokenizer.size)
         self._number, self._heard = link.session()
         opening: dict[str, Any] = {
@@ -131,18 +130,12 @@ class RemoteWriting:
     async def _resume(self) -> None:
         """Open the session again, until it is too late."""
         assert self._link is not None
-        until_s = self._link.lost_s + self._verifier.resume_s
         self.resumed += 1
-        while True:
-            try:
-                async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
-                    await self.ask()
-                    await self._hear_taken()
-                return
-            except (UpstreamError, TimeoutError):
-                if time.monotonic() + PAUSE_S > until_s:
-                    raise self._failed("cannot be reached again") from None
-                await asyncio.sleep(PAUSE_S)
+        await self._verifier.again(self._link, self._request, self._opened)
+
+    async def _opened(self, link: Link) -> None:
+        await self._ask(link)
+        await self._hear_taken()
 
     def _failed(self, what: str) -> UpstreamError:
         return UpstreamError(what, where=self._verifier.name)

@@ -8,24 +8,32 @@ the same tokens. What needs no drafts goes over HTTP, as to any endpoint. Drafts
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import aiohttp
 
 from consort.align import Vocabulary
+from consort.errors import BusyError, UnreachableError, UpstreamError
 from consort.models.connections import unreached
-from consort.models.frames import MAX_BYTES
-from consort.models.link import Link
+from consort.models.frames import MAX_BYTES, PARKED_S
+from consort.models.link import FAREWELL_S, Link
 from consort.models.remote import Endpoint, Remote
 from consort.models.remote_session import RemoteSession
 from consort.models.remote_writing import RemoteWriting
 from consort.types import Request, TopK, Writing
 
 # After the last word a broken connection is opened again until then: a person waits half a second at most
-# until the edge goes on (`takeover`).
-RESUME_S = 0.4
+# until the edge goes on (`takeover`) ...
+RESUME_S = 0.35
+# ... or until then, far away: missing a connection takes two at most, opening another two (TCP, WebSocket),
+# and one may be lost again.
+REOPENING_ROUND_TRIPS = 5
+PAUSE_S = 0.05  # between two attempts
+T = TypeVar("T")
 
 
 class Verifier(Remote):
@@ -39,6 +47,7 @@ class Verifier(Remote):
         self._base_url = endpoint.base_url.rstrip("/")
         self._link: Link | None = None
         self._linking = asyncio.Lock()
+        self._left: set[Link] = set()  # broken ones, whose other end may not have heard of it yet
         self._http: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_stale = True  # whether the tokenizer is to be asked for
@@ -62,9 +71,9 @@ class Verifier(Remote):
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._link is not None:
-            await self._link.close()
-            self._link = None
+        links = [*self._left, *([self._link] if self._link is not None else [])]
+        self._link, self._left = None, set()
+        await asyncio.gather(*(link.close() for link in links))
         if self._http is not None:
             await self._http.close()
             self._http = None
@@ -78,8 +87,31 @@ class Verifier(Remote):
                 self.tokenizer = await self._fetched_tokenizer()
                 self.is_stale = False
             if self._link is None or self._link.broken:
+                if self._link is not None:
+                    self._left.add(self._link)
+                    self._link.when_left(self._left.discard)
+                    self._link = None
                 self._link = await self._opened_link()
             return self._link
+
+    async def again(self, lost: Link, request: Request, opened: Callable[[Link], Awaitable[T]]) -> T:
+        """What is opened over another connection in a lost one's place, until it is too late: for whoever
+        goes on instead, for the request, or for the cloud, which keeps an answer for `PARKED_S`.
+        UpstreamError then, or BusyError where there was no room to the end."""
+        patience_s = max(self.resume_s, REOPENING_ROUND_TRIPS * lost.least_rtt_s)
+        until_s = min(lost.lost_s + min(patience_s, PARKED_S), request.until_s or math.inf)
+        while True:
+            try:
+                async with asyncio.timeout(max(PAUSE_S, until_s - time.monotonic())):
+                    link = await self.link()
+                # who is there again is waited for: what is to be read anew may be long
+                return await opened(link)
+            except (UpstreamError, BusyError, TimeoutError) as error:
+                if time.monotonic() + PAUSE_S > until_s:
+                    if isinstance(error, BusyError):
+                        raise
+                    raise self._failed("cannot be reached again") from None
+                await asyncio.sleep(PAUSE_S)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -96,14 +128,18 @@ class Verifier(Remote):
         began_s = time.monotonic()
         try:
             socket = await self._client().ws_connect(
-                url, max_msg_size=MAX_BYTES, compress=0, heartbeat=20.0, autoping=True
+                url,
+                max_msg_size=MAX_BYTES,
+                compress=0,
+                heartbeat=20.0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=FAREWELL_S),
             )
         except aiohttp.WSServerHandshakeError as error:
-            raise self._failed(
+            raise self._unreached(
                 f"takes no drafts here ({error.status})", hint="check base_url and key_env, and its --role"
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._failed(unreached(error)) from None
+            raise self._unreached(unreached(error)) from None
         return Link(socket, rtt_s=time.monotonic() - began_s)
 
     async def _fetched_tokenizer(self) -> Vocabulary:
@@ -111,11 +147,14 @@ class Verifier(Remote):
             async with self._client().get(f"{self._base_url}/tokenizer") as response:
                 if response.status in (401, 403):
                     what = "refused our key" if self._endpoint.key else "needs a key"
-                    raise self._failed(what, hint="key_env names the variable that holds it")
+                    raise self._unreached(what, hint="key_env names the variable that holds it")
                 if response.status != 200:
-                    raise self._failed(
+                    raise self._unreached(
                         f"shows no tokenizer ({response.status})", hint="is it `consort serve --role cloud`?"
                     )
                 return Vocabulary.from_json(await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._failed(unreached(error)) from None
+            raise self._unreached(unreached(error)) from None
+
+    def _unreached(self, what: str, *, hint: str = "") -> UnreachableError:
+        return UnreachableError(what, where=self.name, hint=hint)

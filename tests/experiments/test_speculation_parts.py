@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
-from speculation_parts import LEVEL_S, STEP_S, over_wire, pace_engine, speculated, warm_pace, zoo_lm
+from speculation_parts import LEVEL_S, STEP_S, over_wire, pace_engine, speculated, streamed, warm_pace, zoo_lm
 
 from consort.bench.simulate import Link, virtual_run
 from consort.models.decoding.drafters import ModelDrafter
@@ -31,5 +32,21 @@ def test_an_answer_over_a_breaking_link_is_the_cloud_s(temperature: float) -> No
         assert found.told["accepted"] > 0
         cloud.close()
         edge.close()
+
+    virtual_run(both())
+
+
+@pytest.mark.parametrize("rtt_s", [0.05, 0.15, 0.3])
+def test_an_answer_that_is_cut_once_goes_on_whatever_the_round_trip(rtt_s: float) -> None:
+    async def both() -> None:
+        cloud = zoo_lm("edge-gpt2", answers=2)
+        pace_engine(cloud, STEP_S)
+        alone = "".join([chunk.text async for chunk in cloud.stream(ASKED)])
+        async with over_wire(cloud, Link(rtt_s=rtt_s), seed=3) as (verifier, far):
+            asyncio.get_running_loop().call_later(rtt_s + 0.3, far.wire.cut)
+            found = await streamed(verifier, ASKED)
+        assert found.text == alone
+        assert found.told["resumed"] == 1
+        cloud.close()
 
     virtual_run(both())

@@ -100,7 +100,7 @@ def test_where_all_sessions_are_taken_the_client_may_try_again_and_pays_nothing(
     cloud = load_lm(CLOUD, CPU, sessions=1)
 
     async def work() -> None:
-        async with live(tmp_path, cloud=cloud, guides=(Guide(guides[0].tuned),)) as here:
+        async with live(tmp_path, edges=(), cloud=cloud, guides=(Guide(guides[0].tuned),)) as here:
             here.service.prices = {"cloud": ServedModel(price_in=1.0, price_out=10.0)}
             request = Request((Message("user", "when?"),))
             session, _ = await asyncio.to_thread(cloud.open, request)  # type: ignore[attr-defined]

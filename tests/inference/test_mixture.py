@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from consort.errors import ContextFullError, ModelError, RequestError, UpstreamError
+from consort.errors import BusyError, ContextFullError, ModelError, RequestError, UpstreamError
 from consort.inference.mixing_weights import Kind, fixed
 from consort.inference.mixture import Guide, mix
 from consort.inference.streams import Closing
@@ -242,9 +242,21 @@ def test_what_cannot_be_mixed_is_refused_before_anything_is_opened(models):
         mixed(models, Guide(says("far", "words"), models.base))
     with pytest.raises(RequestError, match="no tools"):
         mixed(models, Guide(models.tuned, models.base), replace(ASKED, tools=(Tool("f", "", "{}"),)))
+
+
+def test_a_guide_without_a_free_session_is_not_heard_and_without_the_llm_s_there_is_no_answer(models):
+    guide = Guide(models.tuned, models.base)
+    own = [chunk.text for chunk in mixed(models, guide, weight=0.0)[0]]
     opened = [models.tuned.open(ASKED)[0] for _ in range(3)]
-    with pytest.raises(ModelError, match="sessions are taken"):
-        mixed(models, Guide(models.tuned, models.base))
+    found, note = mixed(models, guide)
+    assert [chunk.text for chunk in found] == own
+    assert note.values["unheard"] == note.values["tokens"]
+    assert note.values["busy"] == models.tuned.name
     for session in opened:
         session.close()
-    assert mixed(models, Guide(models.tuned, models.base))[0]
+    assert "busy" not in mixed(models, guide)[1].values
+    opened = [models.llm.open(ASKED)[0] for _ in range(3)]
+    with pytest.raises(BusyError, match="sessions are taken"):
+        mixed(models, guide)
+    for session in opened:
+        session.close()

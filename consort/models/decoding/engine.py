@@ -91,8 +91,7 @@ class Engine:
                 return
             if len(self._held) == self._batch.network.slots - self._answers:
                 error = BusyError(
-                    f"all {len(self._held)} sessions are taken",
-                    hint="try again in a moment, or raise `sessions`",
+                    "all sessions are taken", hint="try again in a moment, or raise `serve.sessions`"
                 )
                 logits.set_exception(error)
             else:

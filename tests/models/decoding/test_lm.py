@@ -181,7 +181,7 @@ def test_a_session_reads_what_the_answer_is_drawn_from(lm, model):
 
 def test_sessions_are_bounded_and_do_not_keep_answers_waiting(lm):
     opened = [lm.open(ASKED)[0] for _ in range(2)]
-    with pytest.raises(BusyError, match="all 2 sessions are taken"):
+    with pytest.raises(BusyError, match="all sessions are taken"):
         lm.open(ASKED)
     before = text(asyncio.run(chunks(lm, ASKED)))
     opened[0].close()
