@@ -223,7 +223,8 @@ def as_markdown(result: dict) -> str:
         f"Commit {result['commit']}; {result['hardware']}.",
         "",
         "Milliseconds a reader waits where the cloud's process is killed (both processes new, no request has "
-        "asked the edge) or stopped (a gateway that lives on); of them, those until the edge's first piece once it was asked. "
+        "asked the edge) or stopped (a gateway that lives on); of them, those until the edge's first piece "
+        "once it was asked. "
         "Freed: after a stopped cloud goes on, until no connection of it is left, seconds (10: it was not).",
         "",
         "| fault | code | answers | median | least | worst | in 500 ms | edge, median | edge, worst | freed "
