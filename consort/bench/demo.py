@@ -43,7 +43,7 @@ def demo_config(data: Path) -> Config:
             domain_steps=40,
             mutual_steps=90,
             proxy_share=0.2,
-            cloud_steps=15,
+            cloud_steps=10,
             proxy_answers=300,
             answers_share=0.25,
             cloud_kd_weight=0.5,
