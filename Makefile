@@ -23,11 +23,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/consort demo
 
+# Two processes, a file's tests in one: what they share is made once.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or not slow'
 
 check: install
 	$(BIN)/ruff check .
