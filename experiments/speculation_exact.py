@@ -1,12 +1,11 @@
 """Is a speculated answer the cloud's own, bit for bit? And are sampled tokens as likely as the model says?
 
-2,000 answers: Spec-Bench's questions and the suite's device prompts in turn, so that a drafter, shape and
-temperature together meet one of the two kinds only; temperatures 0, 0.6 and 1.0, chains and
-trees, drafters of the same tokenizer, of another one, prompt lookup, and one that says anything at all; on a
-clock that jumps, over links with jitter that break about every two seconds. Sixteen answers at a time share
-the cloud's batch, while `LocalLM.stream` wrote the reference before, in a batch of its own: so rows stand in
-other places, beside others, in passes of other widths. A near tie that float32 decides otherwise would show.
-The bound is the 95 % upper one of a share (Clopper and Pearson).
+2,000 answers: Spec-Bench's questions and as many of the suite's device prompts, in another order each time;
+temperatures 0, 0.6 and 1.0, chains and trees, drafters of the same tokenizer, of another one, prompt lookup,
+and one that says anything at all; on a clock that jumps, over links with jitter that break about every two
+seconds. Sixteen answers at a time share the cloud's batch, while `LocalLM.stream` wrote the reference before,
+in a batch of its own: so rows stand in other places, beside others, in passes of other widths. A near tie
+that float32 decides otherwise would show. The bound is the 95 % upper one of a share (Clopper and Pearson).
 
     nice -n 10 env OMP_NUM_THREADS=1 CONSORT_DATA=... python experiments/speculation_exact.py [--answers 2000]
 """
@@ -19,7 +18,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -30,6 +29,7 @@ from speculation_parts import (
     LEVEL_S,
     RESULTS,
     STEP_S,
+    Prompt,
     origin,
     over_wire,
     pace_engine,
@@ -45,6 +45,7 @@ from consort.inference.prompt_lookup import PromptLookup
 from consort.models.decoding.drafters import ModelDrafter
 from consort.models.decoding.lm import LocalLM
 from consort.models.decoding.sampling import Sampling, choose, float64, log_softmax, token_keys
+from consort.models.frames import PARKED_S
 from consort.models.verifier import RemoteWriting, Verifier
 from consort.types import Draft, Drafter, DraftShape, Request
 
@@ -52,6 +53,7 @@ TEMPERATURES = (0.0, 0.6, 1.0)
 TOGETHER = 16
 MAX_TOKENS = 64
 LINK = Link(rtt_s=0.05, jitter_s=0.01, mean_up_s=2.0, outage_s=0.02)
+BENCH, SUITE = "Spec-Bench", "suite"
 DRAWS = 4000  # of one token, for each prompt of the chi-square test
 
 
@@ -98,11 +100,12 @@ async def references(cloud: LocalLM, requests: Sequence[Request]) -> list[Answer
 
 
 async def drafted(cloud: LocalLM, asked: Sequence[tuple[Request, Drafter | None, int]]) -> list[Answered]:
-    """Each answer with its drafter (`None`: the hostile one) and width, sixteen breaking links at a time."""
+    """Each answer with its drafter (`None`: the hostile one) and width, sixteen breaking links at a time, before
+    a device without an edge: nobody takes its answer over, so it waits for its cloud."""
     gate = asyncio.Semaphore(TOGETHER)
 
     async def one(place: int, request: Request, drafter: Drafter | None, width: int) -> Answered:
-        async with gate, over_wire(cloud, LINK, seed=place) as (verifier, _):
+        async with gate, over_wire(cloud, LINK, seed=place, resume_s=PARKED_S) as (verifier, _):
             if drafter is None:
                 return await besieged(verifier, request, Random(place))
             timed = await speculated(verifier, request, drafter, Fixed(width=width))
@@ -156,25 +159,24 @@ async def answers(count: int) -> list[dict]:
         ("prompt-lookup", PromptLookup(cloud.tokenizer)),
         ("hostile", None),
     ]
-    questions = list(spec_bench(cloud, room=MAX_TOKENS))
-    Random(0).shuffle(questions)
+    questions = [(BENCH, prompt) for prompt in spec_bench(cloud, room=MAX_TOKENS)]
     kinds = ("story", "reply", "rewrite", "extract", "facts")
-    devices = suite_prompts(len(questions), kinds=kinds)
-    prompts = itertools.cycle(each for pair in zip(questions, devices, strict=False) for each in pair)
+    devices = [(SUITE, prompt) for prompt in suite_prompts(len(questions), kinds=kinds)]
     arms = [(*drafter, width) for drafter in drafters for width in (1, 3)]
     cells = itertools.cycle(itertools.product(arms, TEMPERATURES))
     plan = []
-    for seed, (((name, drafter, width), temperature), prompt) in enumerate(
-        itertools.islice(zip(cells, prompts, strict=False), count)
+    for seed, (((name, drafter, width), temperature), (source, prompt)) in enumerate(
+        itertools.islice(zip(cells, shuffled(questions + devices), strict=False), count)
     ):
         request = prompt.request(temperature=temperature, seed=seed, max_tokens=MAX_TOKENS)
-        plan.append((name, drafter, width, replace(request, top_p=0.9 if seed % 4 == 3 else 1.0)))
+        plan.append((source, name, drafter, width, replace(request, top_p=0.9 if seed % 4 == 3 else 1.0)))
     print("the cloud alone", file=sys.stderr)
     alone = await references(cloud, [request for *_, request in plan])
     print("with drafts", file=sys.stderr)
-    found = await drafted(cloud, [(request, drafter, width) for _, drafter, width, request in plan])
+    found = await drafted(cloud, [(request, drafter, width) for _, _, drafter, width, request in plan])
     return [
         {
+            "source": source,
             "drafter": name,
             "tree": width > 1,
             "temperature": request.temperature,
@@ -184,8 +186,16 @@ async def answers(count: int) -> list[dict]:
             "resumed": other.resumed,
             "equal": one.text == other.text and one.tokens == other.tokens,
         }
-        for (name, _, width, request), one, other in zip(plan, alone, found, strict=True)
+        for (source, name, _, width, request), one, other in zip(plan, alone, found, strict=True)
     ]
+
+
+def shuffled(prompts: Sequence[tuple[str, Prompt]]) -> Iterator[tuple[str, Prompt]]:
+    """All of them again and again, in another order each time: every drafter, shape and temperature meets
+    prompts of either source."""
+    rng = Random(0)
+    while True:
+        yield from rng.sample(prompts, len(prompts))
 
 
 def frequencies(prompts: int) -> list[dict]:
@@ -287,13 +297,14 @@ def as_markdown(result: dict) -> str:
             f"| {drafter} | {shape} | {row['answers']} | {row['tokens']} | {row['different']} "
             f"| {row['upper_95']:.2%} | {row['drafted']} | {row['accepted']} | {row['resumed']} |"
         )
-    whole = result["all"]
+    bench, suite = result["by_source"][BENCH], result["by_source"][SUITE]
     lines += [
         "",
-        "Half of the prompts are Spec-Bench's questions, cut to their first words where the bundled cloud's "
-        "context of a few hundred tokens leaves no room for the answer; half are the bundled suite's, as a "
-        f"device would ask. The two kinds alternate. An answer has {whole['tokens'] / whole['answers']:.1f} "
-        "tokens in the mean: that is how far each was compared.",
+        f"{bench['answers']} of the prompts are Spec-Bench's questions, cut to their first words where the "
+        "bundled cloud's context of 256 tokens leaves no room for the answer; the other "
+        f"{suite['answers']} are the bundled suite's, as a device would ask. An answer to the first has "
+        f"{bench['tokens'] / bench['answers']:.1f} tokens in the mean, one to the others "
+        f"{suite['tokens'] / suite['answers']:.1f}: that is how far each was compared.",
     ]
     tests = result["chi_square"]
     lines += [
@@ -325,6 +336,9 @@ def main() -> None:
                 [row for row in rows if (row["drafter"], row["tree"]) == (name, tree)]
             )
             for name, tree in names
+        },
+        "by_source": {
+            source: summary([row for row in rows if row["source"] == source]) for source in (BENCH, SUITE)
         },
         "by_temperature": {
             str(temperature): summary([row for row in rows if row["temperature"] == temperature])
