@@ -100,8 +100,8 @@ async def references(cloud: LocalLM, requests: Sequence[Request]) -> list[Answer
 
 
 async def drafted(cloud: LocalLM, asked: Sequence[tuple[Request, Drafter | None, int]]) -> list[Answered]:
-    """Each answer with its drafter (`None`: the hostile one) and width, sixteen breaking links at a time, before
-    a device without an edge: nobody takes its answer over, so it waits for its cloud."""
+    """Each answer with its drafter (`None`: the hostile one) and width, sixteen breaking links at a time. The
+    device has no edge, so nobody takes its answer over and it waits for its cloud."""
     gate = asyncio.Semaphore(TOGETHER)
 
     async def one(place: int, request: Request, drafter: Drafter | None, width: int) -> Answered:
